@@ -1,0 +1,103 @@
+"""The analyzer contract: a pure function of one checkpoint with named, dimensioned, unit-bearing outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from .options import Options
+
+if TYPE_CHECKING:
+    from .results.series import Series
+    from .view import View
+
+NEEDS = ("weights", "forward", "loss")
+REFERENCES = ("first", "previous", "last")
+SYMMETRIES = ("scale", "rotation", "sign", "neuron_permutation")
+DTYPES = ("f8", "f4", "i8", "i4", "i1", "str")
+
+
+@dataclass(frozen=True)
+class Out:
+    """One output: its dimensions beside `step`, its unit (`"1"` when none), what it is, and how it is stored.
+
+    A dimension whose name the analyzer also returns as a key is labelled by those values (`"matrix": [...]`);
+    others are numbered from 0. Shorter rows are padded with NaN (floats), -1 (ints) or "" (text).
+    `error_of` names the output whose error this one states.
+    """
+
+    dims: tuple[str, ...] = ()
+    unit: str = "1"
+    long_name: str = ""
+    dtype: Literal["f8", "f4", "i8", "i4", "i1", "str"] = "f8"
+    error_of: str = ""
+
+
+class Analyzer(Options):
+    """Base of all analyzers: declare `name`, `needs`, `outputs`, options; implement `analyze`.
+
+    `needs` is what the view may hand out: "weights" < "forward" < "loss". `reference` asks for a second checkpoint
+    as `view.reference`. With `batched`, arrays of `view.matrices()` carry a leading step axis and so do the outputs.
+    `invariant_to` names symmetries the conformance kit then tests.
+    """
+
+    version: ClassVar[str] = "1"
+    needs: ClassVar[Literal["weights", "forward", "loss"]] = "weights"
+    outputs: ClassVar[Mapping[str, Out]] = {}
+    reference: ClassVar[Literal["first", "previous", "last"] | None] = None
+    batched: ClassVar[bool] = False
+    invariant_to: ClassVar[frozenset[str] | set[str]] = frozenset()
+
+    def analyze(self, view: View) -> Mapping[str, Any]:
+        """Return every declared output of one checkpoint, and labels for the dimensions that have them."""
+        raise NotImplementedError(f"{type(self).__name__} must define analyze(self, view)")
+
+    def summarize(self, series: Series) -> Mapping[str, Any]:
+        """Return facts about the whole trajectory (onsets, stages, cycles) from this analyzer's own outputs.
+
+        Values are numbers, texts or lists of them; they are stored as JSON in the group's `summary` attribute.
+        """
+        return {}
+
+
+def declaration_faults(cls: type) -> list[str]:
+    """Return every fault of an analyzer's declaration, empty when it is sound."""
+    if not (isinstance(cls, type) and issubclass(cls, Analyzer)):
+        return [f"{cls!r} is not a subclass of ckpt_tools.Analyzer"]
+    faults = []
+    if not (isinstance(cls.name, str) and cls.name.isidentifier()):
+        faults.append(f"name {cls.name!r} is not an identifier")
+    if cls.needs not in NEEDS:
+        faults.append(f"needs {cls.needs!r} is none of {', '.join(NEEDS)}")
+    if cls.reference is not None and cls.reference not in REFERENCES:
+        faults.append(f"reference {cls.reference!r} is none of {', '.join(REFERENCES)}")
+    faults += [f"invariant_to {s!r} is none of {', '.join(SYMMETRIES)}" for s in set(cls.invariant_to) - {*SYMMETRIES}]
+    if cls.analyze is Analyzer.analyze:
+        faults.append("analyze(self, view) is not defined")
+    if not cls.outputs:
+        faults.append("outputs is empty")
+    for key, out in cls.outputs.items():
+        faults += _out_faults(cls, key, out)
+    return faults
+
+
+def _out_faults(cls: type[Analyzer], key: str, out: Any) -> list[str]:
+    if not isinstance(out, Out):
+        return [f"output {key!r} is {type(out).__name__}, not Out(...)"]
+    faults = []
+    if not key.isidentifier():
+        faults.append(f"output name {key!r} is not an identifier")
+    if isinstance(out.dims, str):
+        return [*faults, f"output {key!r}: dims must be a tuple, as in dims=({out.dims!r},)"]
+    if key in out.dims or "step" in (key, *out.dims):
+        faults.append(f"output {key!r}: a name cannot be both output and dimension, and 'step' is added by the runner")
+    if len(set(out.dims)) != len(out.dims):
+        faults.append(f"output {key!r}: dims repeat")
+    if out.dtype not in DTYPES:
+        faults.append(f"output {key!r}: dtype {out.dtype!r} is none of {', '.join(DTYPES)}")
+    if not out.unit:
+        faults.append(f'output {key!r}: unit is empty; use "1" for a pure number')
+    if out.error_of and out.error_of not in cls.outputs:
+        faults.append(f"output {key!r}: error_of {out.error_of!r} is not an output")
+    return faults
