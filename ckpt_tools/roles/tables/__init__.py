@@ -1,0 +1,1 @@
+"""Role tables of third-party architectures, one TOML file each."""
