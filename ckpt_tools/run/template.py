@@ -1,0 +1,115 @@
+"""The bytes of one checkpoint as a safetensors file, laid out once per run.
+
+A safetensors file is an 8-byte little-endian header length, a JSON header, and the tensors' bytes without gaps
+(<https://huggingface.co/docs/safetensors>). All checkpoints of a run share names, dtypes and shapes, hence one header:
+it is built once, padded with spaces to a multiple of 8, and every file of the run begins with the same bytes.
+Tensors are ordered by falling item size, so that each starts at a multiple of its own item size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import RunError
+
+CODES = {
+    "complex64": "C64",
+    "float64": "F64",
+    "int64": "I64",
+    "uint64": "U64",
+    "float32": "F32",
+    "int32": "I32",
+    "uint32": "U32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int16": "I16",
+    "uint16": "U16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_WIDTHS = {"C64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+
+
+class Template:
+    """The header and tensor order that all checkpoints of a run share.
+
+    `layout` maps each name to its dtype (`"float32"`) and shape, in file order.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        found = layout_of(tensors)
+        order = sorted(found, key=lambda name: -_itemsize(found[name][0]))
+        self.layout: Layout = {name: found[name] for name in order}
+        self.header = _header(self.layout)
+
+    def buffers(self, tensors: Mapping[str, Any]) -> list[memoryview]:
+        """Return header and tensor bytes in file order, without copying contiguous CPU memory.
+
+        Raises RunError when names, dtypes or shapes are not those of the template.
+        """
+        layout = layout_of(tensors)
+        if layout != self.layout:
+            raise RunError(_difference(self.layout, layout))
+        return [memoryview(self.header), *(_bytes(tensors[name]) for name in self.layout)]
+
+
+def layout_of(tensors: Mapping[str, Any]) -> Layout:
+    """Return `{name: (dtype, shape)}` of torch tensors or numpy arrays; raises RunError for dtypes without a code."""
+    return {name: (_dtype(name, value), tuple(value.shape)) for name, value in tensors.items()}
+
+
+def _dtype(name: str, value: Any) -> str:
+    dtype = getattr(value, "dtype", type(value).__name__)
+    word = getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+    if word not in CODES:
+        raise RunError(f"Tensor {name!r} is of type {word}, which safetensors cannot hold. Convert it or leave it out.")
+    return word
+
+
+def _itemsize(dtype: str) -> int:
+    code = CODES[dtype]
+    return _WIDTHS.get(code) or int(code.lstrip("BFIU")) // 8
+
+
+def _header(layout: Layout) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + math.prod(shape) * _itemsize(dtype)
+        entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(value: Any) -> memoryview:
+    if hasattr(value, "detach"):
+        import torch
+
+        # numpy has no bfloat16 and no float8; bytes it has.
+        return memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    array: Any = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _difference(expected: Layout, got: Layout) -> str:
+    missing, extra = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
+    if missing:
+        return f"Tensor {missing[0]!r} is missing; all checkpoints of a run hold the same tensors."
+    if extra:
+        return f"Tensor {extra[0]!r} is new; all checkpoints of a run hold the same tensors."
+    name = next(name for name in expected if expected[name] != got[name])
+    (dtype, shape), (dtype_got, shape_got) = expected[name], got[name]
+    return (
+        f"Tensor {name!r} is {dtype_got} {list(shape_got)}, but {dtype} {list(shape)} in the run's other checkpoints."
+    )
