@@ -1,0 +1,22 @@
+"""Results: records checked, aligned along the trajectory, written as HDF5 and read back."""
+
+from .reader import Results, open_results, read_results
+from .record import Record, check, check_batch, check_summary
+from .series import Series
+from .target import check_target
+from .writer import Group, Trajectory, write_results
+
+__all__ = [
+    "Group",
+    "Record",
+    "Results",
+    "Series",
+    "Trajectory",
+    "check",
+    "check_batch",
+    "check_summary",
+    "check_target",
+    "open_results",
+    "read_results",
+    "write_results",
+]

@@ -1,0 +1,92 @@
+"""Where a results file goes: checked before the long work, and put in place in one atomic step after it.
+
+The file is built under a temporary name beside its target, flushed to disk and renamed, so that a reader sees the old
+file or the new one, never half of either, also when the writer is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ResultsError
+
+
+def check_target(path: str | Path, force: bool = False) -> Path:
+    """Return where results would be written (symbolic links followed), having tried that it can be done.
+
+    Cheap; call it before the long work. Raises ResultsError when the folder is missing or not writable, when the file
+    exists and `force` is false, or when it exists and is no HDF5 file (which `force` does not overwrite either).
+    """
+    target = Path(path).resolve()
+    if not target.parent.is_dir():
+        raise ResultsError(f"Cannot write {path}: its folder is missing. Make it first: mkdir -p {target.parent}")
+    if target.is_dir():
+        raise ResultsError(f"Cannot write {path}: it is a folder. Name a file in it: -o {Path(path) / 'results.h5'}")
+    if target.exists():
+        _require_replaceable(path, target, force)
+    probe = _beside(target)
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    probe.unlink()
+    return target
+
+
+def _require_replaceable(path: str | Path, target: Path, force: bool) -> None:
+    if not force:
+        raise ResultsError(f"{path} exists already. Add --force to replace it, or name another file with -o.")
+    if not target.is_file():
+        raise ResultsError(f"Cannot write {path}: it is not a regular file. Name another file with -o.")
+    try:
+        with target.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if start not in (b"", b"\x89HDF\r\n\x1a\n"):
+        raise ResultsError(f"{path} is no HDF5 file, so --force does not replace it. Name another or remove it.")
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name[:64]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _unwritable(path: str | Path, error: Exception) -> ResultsError:
+    reason = getattr(error, "strerror", None) or error
+    return ResultsError(f"Cannot write {path}: {reason}. Free some space or choose a writable place with -o.")
+
+
+@contextmanager
+def replacing(path: str | Path, force: bool = False) -> Iterator[tuple[Path, Path]]:
+    """Give `(target, temporary)`: what is written to `temporary` replaces `target` when the block ends well.
+
+    Raises ResultsError as `check_target` does, and when the disk does not take the file; then nothing is left behind.
+    """
+    target = check_target(path, force)
+    temporary = _beside(target)
+    try:
+        yield target, temporary
+        _put_in_place(temporary, target)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Make `temporary` durable and give it its name; a reader sees the old file or the new one."""
+    _sync(temporary, os.O_RDWR)
+    os.replace(temporary, target)
+    _sync(target.parent, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
