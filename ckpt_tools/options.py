@@ -56,9 +56,7 @@ class Options:
         missing = [key for key in own if key not in hints]
         if missing:
             raise OptionError(f"{cls.__name__}: option(s) {', '.join(missing)} need a type annotation.")
-        named = {
-            key: Option(o.default, o.help, o.min, o.max, o.choices, key, hints[key]) for key, o in own.items()
-        }
+        named = {key: Option(o.default, o.help, o.min, o.max, o.choices, key, hints[key]) for key, o in own.items()}
         cls.declared = {**cls.declared, **named}
 
     def __init__(self, **values: Any) -> None:
@@ -66,8 +64,7 @@ class Options:
         if unknown:
             raise OptionError(f"{self.label()} has no option {unknown[0]!r}.{nearest(unknown[0], self.declared)}")
         for key, declared in self.declared.items():
-            value = values[key] if key in values else declared.default
-            setattr(self, key, _checked(self.label(), declared, value))
+            setattr(self, key, _checked(self.label(), declared, values.get(key, declared.default)))
 
     @classmethod
     def label(cls) -> str:

@@ -1,0 +1,39 @@
+# One command each on a fresh machine; `make setup` is implied.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+STAMP := $(VENV)/.installed
+
+.PHONY: setup test lint types unit wheel demo clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch by itself first: its pinned build must be chosen before other packages ask for any torch.
+	$(BIN)/pip install -q -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install -q -c constraints.txt -e ".[all]"
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	$(THREADS) $(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
+
+# The same tests against the built wheel, in an environment where the checkout is not importable.
+wheel: setup
+	sh tests/wheel.sh $(VENV) .venv-wheel
+
+test: lint types unit wheel
+
+demo: setup
+	$(THREADS) sh samples/demo.sh $(BIN)/ckpt
+
+clean:
+	rm -rf .venv .venv-wheel build dist *.egg-info demo

@@ -1,0 +1,76 @@
+"""`ckpt plugins`: what is installed, what is broken and why, and what one analyzer measures."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..analyzer import Analyzer
+    from ..registry import Registry
+
+
+@click.group(invoke_without_command=True)
+@click.option("--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Python file with a plugin.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plugins(ctx: click.Context, plugin_files: tuple[str, ...], as_json: bool) -> None:
+    """List plugins; `ckpt plugins show NAME` explains one."""
+    from ..registry import load_registry
+
+    ctx.obj = load_registry(plugin_files)
+    if ctx.invoked_subcommand is None:
+        rows = list(_rows(ctx.obj))
+        click.echo(json.dumps(rows, indent=1) if as_json else _table(rows))
+
+
+def _rows(registry: Registry) -> Any:
+    registry.analyzers(), registry.families()  # loads everything and refuses clashes
+    for plugin in registry.plugins:
+        if plugin.broken:
+            yield {"kind": "BROKEN", "name": plugin.name, "about": plugin.broken, "origin": plugin.origin}
+        for analyzer in plugin.analyzers:
+            yield {"kind": "analyzer", "name": analyzer.name, "about": _first_line(analyzer), "origin": plugin.origin}
+        for family in plugin.families:
+            yield {"kind": "family", "name": family.name, "about": _first_line(family), "origin": plugin.origin}
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    kinds = {"analyzer": "Analyzers", "family": "Families", "BROKEN": "BROKEN"}
+    width = max((len(r["name"]) for r in rows), default=0)
+    blocks = []
+    for kind, title in kinds.items():
+        lines = [f"  {r['name']:<{width}}  {r['about']}  [{r['origin']}]" for r in rows if r["kind"] == kind]
+        if lines:
+            blocks.append("\n".join([title, *lines]))
+    return "\n\n".join(blocks)
+
+
+@plugins.command()
+@click.argument("name")
+@click.pass_obj
+def show(registry: Registry, name: str) -> None:
+    """Print what analyzer NAME measures, its options and its outputs."""
+    analyzer = registry.analyzer(name)
+    plugin = registry.provider(analyzer)
+    click.echo(f"{analyzer.name} {analyzer.version}  [{plugin.origin}]\n")
+    click.echo(_doc(analyzer))
+    click.echo(f"\nneeds {analyzer.needs}" + (f", reference {analyzer.reference}" if analyzer.reference else ""))
+    click.echo("\nOptions" if analyzer.declared else "\nNo options")
+    for option in analyzer.declared.values():
+        click.echo(f"  {analyzer.name}.{option.name}={option.default}  {option.help}")
+    click.echo("\nOutputs")
+    for key, out in analyzer.outputs.items():
+        click.echo(f"  {key} ({', '.join(('step', *out.dims))}) [{out.unit}]  {out.long_name}")
+
+
+def _doc(analyzer: type[Analyzer]) -> str:
+    import inspect
+
+    return inspect.getdoc(analyzer) or "No description."

@@ -1,0 +1,120 @@
+"""One pass over a trajectory: each checkpoint is opened once and shown to every analyzer of the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ..analyzer import Analyzer
+from ..checkpoint import Checkpoint, Skip
+from ..layouts import Resolved
+from ..results import Record, check
+from ..view import View
+from ..weights import Weights
+from .plan import Plan
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Pass:
+    """What one pass found: records per analyzer, what each checkpoint was, and what was left out."""
+
+    records: dict[str, list[Record]]
+    hashes: dict[int, str] = field(default_factory=dict)
+    paths: dict[int, str] = field(default_factory=dict)
+    skipped: dict[str, Skip] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    dtypes: dict[str, None] = field(default_factory=dict)
+    matrices: dict[str, None] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    family: str = ""
+    interrupted: bool = False
+
+
+class Runner:
+    """Executes a plan step by step; reference checkpoints stay open only as long as they are needed."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.found = Pass({a.name: [] for a in plan.analyzers})
+        self._open: dict[int, tuple[Weights, Resolved]] = {}
+
+    def run(self, on_progress: Progress) -> Pass:
+        """Return the pass; Ctrl-C ends it after the last whole checkpoint."""
+        steps = self.plan.steps
+        try:
+            for done, step in enumerate(steps):
+                on_progress(done, len(steps), f"step {step}")
+                self._one(done)
+            on_progress(len(steps), len(steps), "")
+        except KeyboardInterrupt:
+            self.found.interrupted = True
+        finally:
+            self._close(keep=())
+        return self.found
+
+    def _one(self, position: int) -> None:
+        step = self.plan.steps[position]
+        weights, resolved = self._weights(step)
+        records = {a.name: self._record(a, position, weights, resolved) for a in self.plan.analyzers}
+        self._note(weights.checkpoint, resolved, step)
+        for name, record in records.items():
+            self.found.records[name].append(record)
+        self._close(keep=self._kept(position))
+
+    def _record(self, analyzer: Analyzer, position: int, weights: Weights, resolved: Resolved) -> Record:
+        step = self.plan.steps[position]
+        reference = None
+        if analyzer.reference:
+            other = self._reference_step(analyzer.reference, position)
+            reference = self._view(analyzer, other, *self._weights(other))
+        view = self._view(analyzer, step, weights, resolved, reference)
+        where = f"analyzer {analyzer.name!r} at step {step} of {self.plan.trajectory.path}"
+        return check(analyzer, analyzer.analyze(view), where, step=step)
+
+    def _view(
+        self, analyzer: Analyzer, step: int, weights: Weights, resolved: Resolved, reference: View | None = None
+    ) -> View:
+        return View(weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, reference=reference)
+
+    def _reference_step(self, kind: str, position: int) -> int:
+        steps = self.plan.steps
+        return {"first": steps[0], "previous": steps[max(position - 1, 0)], "last": steps[-1]}[kind]
+
+    def _weights(self, step: int) -> tuple[Weights, Resolved]:
+        if step not in self._open:
+            checkpoint = self.plan.trajectory.checkpoint(step)
+            resolved = self.plan.layouts.of(checkpoint)
+            self._open[step] = (Weights(checkpoint, resolved.layout, resolved.names), resolved)
+        return self._open[step]
+
+    def _kept(self, position: int) -> Iterator[int]:
+        """Yield the steps that later checkpoints refer to."""
+        kinds = {a.reference for a in self.plan.analyzers}
+        if "previous" in kinds:
+            yield self.plan.steps[position]
+        yield from (self.plan.steps[i] for kind, i in (("first", 0), ("last", -1)) if kind in kinds)
+
+    def _close(self, keep: Iterator[int] | tuple[()]) -> None:
+        kept = set(keep)
+        for step in [s for s in self._open if s not in kept]:
+            self._open.pop(step)[0].checkpoint.close()
+
+    def _note(self, checkpoint: Checkpoint, resolved: Resolved, step: int) -> None:
+        found, layout = self.found, resolved.layout
+        found.paths[step] = str(checkpoint.path)
+        found.hashes[step] = checkpoint.content_hash([layout.matrices[n].tensor for n in resolved.names])
+        found.matrices.update(dict.fromkeys(resolved.names))
+        found.dtypes.update(dict.fromkeys(layout.matrices[n].dtype for n in resolved.names))
+        found.aliases.update(layout.aliases)
+        found.skipped.update({s.name: s for s in [*checkpoint.skipped, *layout.skipped]})
+        if resolved.family is None:
+            found.notes["no family recognised: every matrix goes under its own tensor name, without a role"] = None
+        else:
+            found.family = resolved.family.name
+
+
+def iterate(records: dict[str, list[Record]]) -> Iterator[tuple[str, list[Record]]]:
+    """Yield the analyzers that have records."""
+    yield from ((name, found) for name, found in records.items() if found)

@@ -1,0 +1,153 @@
+"""The canonical weights of one checkpoint, read when asked for, shared by all analyzers of a pass."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .checkpoint import Checkpoint
+from .errors import nearest
+from .roles import Layout, WeightInfo
+from .spectra import Spectrum, singular_values, spectrum_of_rows
+
+Array = np.ndarray[Any, np.dtype[Any]]
+T = TypeVar("T")
+
+CACHE_BYTES = 256 << 20
+BLOCK_BYTES = 32 << 20
+
+
+class Lazy(Mapping[str, T]):
+    """A mapping whose values are made on access and not kept."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], T], what: str) -> None:
+        self._names = dict.fromkeys(names)
+        self._make = make
+        self._what = what
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._names:
+            raise KeyError(f"no {self._what} {name!r} here.{nearest(name, self._names)}")
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """One layer's attention by head: `q [H, head_dim, d]`, `k`, `v` `[H_kv, head_dim, d]`, `o [H, d, head_dim]`.
+
+    Head h reads key-value head `h // (H // H_kv)`. `v` and `o` are None where the model has none.
+    """
+
+    layer: int
+    q: Array
+    k: Array
+    v: Array | None
+    o: Array | None
+
+
+def _bytes(key: tuple[str, int | None], stored: Array) -> int:
+    """Return the memory an entry holds: an expert is a broadcast view of one matrix."""
+    return int(stored.nbytes if key[1] is None else stored[0].nbytes)
+
+
+class Weights:
+    """The selected canonical weights of one checkpoint. Arrays are read-only and shared, never copied."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, layout: Layout, names: Sequence[str], *, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.layout = layout
+        self.names = list(names)
+        self.spectra: dict[str, Spectrum] = {}
+        self._cache: OrderedDict[tuple[str, int | None], Array] = OrderedDict()
+        self._room = cache_bytes
+        self._used = 0
+
+    def info(self, name: str) -> WeightInfo:
+        """Return what is known of a matrix or vector without reading it."""
+        found = self.layout.matrices.get(name) or self.layout.vectors.get(name)
+        if found is None:
+            raise KeyError(f"no weight {name!r} here.{nearest(name, [*self.layout.matrices, *self.layout.vectors])}")
+        return found
+
+    def read(self, name: str) -> Array:
+        """Return a canonical matrix `[out, in]` or vector `[n]`, float32 or float64, read-only."""
+        info = self.info(name)
+        array = info.take(self._stored(info))
+        array.flags.writeable = False
+        return array
+
+    def _stored(self, info: WeightInfo) -> Array:
+        key = (info.tensor, info.expert)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        if info.expert is None:
+            stored = self.checkpoint.read(info.tensor)
+        else:
+            # `take` indexes the expert axis; a broadcast view keeps its index valid without reading the others.
+            one = self.checkpoint.read(info.tensor, slice(info.expert, info.expert + 1))
+            stored = np.broadcast_to(one, (info.expert + 1, *one.shape[1:]))
+        self._keep(key, stored)
+        return stored
+
+    def _keep(self, key: tuple[str, int | None], stored: Array) -> None:
+        if _bytes(key, stored) > self._room:
+            return
+        self._cache[key] = stored
+        self._used += _bytes(key, stored)
+        while self._used > self._room:
+            self._used -= _bytes(*self._cache.popitem(last=False))
+
+    def spectrum(self, name: str) -> Spectrum:
+        """Return the singular values of a matrix, computed once per checkpoint; large ones are streamed by rows."""
+        if name not in self.spectra:
+            info = self.info(name)
+            rows, columns = info.shape
+            streams = info.parts is None and info.expert is None and not info.transpose
+            if streams and rows > columns and rows * columns * 4 > BLOCK_BYTES:
+                self.spectra[name] = spectrum_of_rows(lambda: self._blocks(info), info.shape)
+            else:
+                self.spectra[name] = singular_values(self.read(name))
+        return self.spectra[name]
+
+    def _blocks(self, info: WeightInfo) -> Iterator[Array]:
+        step = max(1, BLOCK_BYTES // (4 * info.shape[1]))
+        for start in range(0, info.shape[0], step):
+            rows = slice(start, min(start + step, info.shape[0]))
+            yield self.checkpoint.read(info.tensor, rows).reshape(-1, info.shape[1])
+
+    def attention(self) -> list[AttentionWeights]:
+        """Return the attention weights of every layer whose q and k are selected and whose head count is known."""
+        layers = sorted({i for n in self.names if (i := self.layout.matrices[n].layer) is not None})
+        found = (self._attention_of(layer) for layer in layers)
+        return [a for a in found if a is not None]
+
+    def _attention_of(self, layer: int) -> AttentionWeights | None:
+        heads, shared = self.layout.facts.get("n_heads"), self.layout.facts.get("n_kv_heads")
+        names = {part: f"layers.{layer}.attn.{part}" for part in "qkvo"}
+        if not heads or not shared or names["q"] not in self.names or names["k"] not in self.names:
+            return None
+        q, k, v, o = (self.read(names[p]) if names[p] in self.names else None for p in "qkvo")
+        assert q is not None and k is not None  # both selected, checked above
+        return AttentionWeights(
+            layer,
+            q.reshape(heads, -1, q.shape[1]),
+            k.reshape(shared, -1, k.shape[1]),
+            None if v is None else v.reshape(shared, -1, v.shape[1]),
+            None if o is None else o.reshape(o.shape[0], heads, -1).swapaxes(0, 1),
+        )
