@@ -1,0 +1,145 @@
+"""Results as tables for a terminal: numbers in columns, a sparkline per series.
+
+Labels are a stranger's text (tensor names), so control characters are escaped and nothing is read as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..results.record import Labels
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS = "_.-=+*#@"
+MOST_ROWS = 100
+_FLAT = 1e-12
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def number(value: Any) -> str:
+    """Return four significant digits of a float, integers in full, texts escaped."""
+    if isinstance(value, str):
+        return printable(value)
+    return str(int(value)) if isinstance(value, int | np.integer) else f"{value:.4g}"
+
+
+def sparkline(values: NDArray[Any], width: int, blocks: str = BLOCKS) -> str:
+    """Return a series as at most `width` characters from its minimum to its maximum, blank where nothing is finite.
+
+    Longer series are averaged over equal stretches; one that never moves is drawn at half height.
+    """
+    finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    parts = np.array_split(finite, min(width, len(finite))) if len(finite) else []
+    means = np.array([part[~np.isnan(part)].mean() if not np.isnan(part).all() else np.nan for part in parts])
+    if np.isnan(means).all():
+        return " " * len(means)
+    low, high = np.nanmin(means), np.nanmax(means)
+    if high - low <= _FLAT * max(abs(low), abs(high)):
+        levels = np.where(np.isnan(means), np.nan, (len(blocks) - 1) // 2)
+    else:
+        levels = np.rint((means - low) / (high - low) * (len(blocks) - 1))
+    return "".join(" " if np.isnan(level) else blocks[int(level)] for level in levels)
+
+
+def row_names(dims: Sequence[str], labels: Sequence[Labels]) -> list[str]:
+    """Return one name per cell of the dims, texts first: `layers.0.attn.q [head 3]`; numbered dims alone: `layer 2`."""
+    return [_row_name(dims, cell) for cell in product(*labels)]
+
+
+def _row_name(dims: Sequence[str], cell: Iterable[Any]) -> str:
+    texts, numbers = [], []
+    for dim, label in zip(dims, cell, strict=True):
+        if isinstance(label, str):
+            texts.append(printable(label))
+        else:
+            numbers.append(f"{dim} {label:g}")
+    if not texts:
+        return ", ".join(numbers)
+    return ", ".join(texts) + (f" [{', '.join(numbers)}]" if numbers else "")
+
+
+def over_steps(console: Console, title: str, names: Sequence[str], series: Sequence[NDArray[Any]]) -> None:
+    """Print one row per series, each `[step]`: first, last, min, max and a sparkline; of texts first and last."""
+    text, blocks = len(series) > 0 and series[0].dtype.kind == "U", _blocks(console)
+    table = _table(title, ["first", "last"] if text else ["first", "last", "min", "max"])
+    if not text:
+        table.add_column("over steps", no_wrap=True)
+    width = 16 if console.width < 100 else 32
+    for name, values in _shown(names, series):
+        cells = [number(values[0]), number(values[-1])]
+        if not text:
+            cells += [*map(number, _range(values)), sparkline(values, width, blocks)]
+        _add(table, name, cells)
+    _print(console, table, len(names))
+
+
+def at_one_step(console: Console, title: str, names: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Print one row per name and one column per output, each `[row]`, of a single checkpoint."""
+    table = _table(title, list(columns))
+    for name, values in _shown(names, list(zip(*columns.values(), strict=True))):
+        _add(table, name, [number(value) for value in values])
+    _print(console, table, len(names))
+
+
+def _shown(names: Sequence[str], rows: Any) -> Iterable[tuple[str, Any]]:
+    return zip(names[:MOST_ROWS], rows[:MOST_ROWS], strict=True)
+
+
+def _blocks(console: Console) -> str:
+    return ASCII_BLOCKS if console.options.ascii_only else BLOCKS
+
+
+def _range(values: NDArray[Any]) -> tuple[Any, Any]:
+    known = values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    return (known.min(), known.max()) if known.size else (np.nan, np.nan)
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    table.pad_edge = False
+    table.add_column("", overflow="fold", min_width=8)
+    for column in columns:
+        table.add_column(Text(column), justify="right", overflow="fold")
+    return table
+
+
+def _add(table: Table, name: str, cells: Sequence[str]) -> None:
+    from rich.text import Text
+
+    table.add_row(Text(name), *(Text(cell) for cell in cells))
+
+
+def _print(console: Console, table: Table, rows: int) -> None:
+    console.print(table)
+    if rows > MOST_ROWS:
+        console.print(f"{rows - MOST_ROWS} more rows; --matrices GLOB narrows the choice, --json prints all.")
+
+
+def facts(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
+    """Print names and texts in two columns, long texts wrapped."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in pairs:
+        grid.add_row(Text(printable(name), style="dim"), Text(printable(text)))
+    console.print(grid)
