@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .analyzer import Analyzer as Analyzer
     from .analyzer import Out as Out
+    from .checkpoint import Checkpoint as Checkpoint
+    from .checkpoint import Trajectory as Trajectory
     from .checkpoint import open_checkpoint as open_checkpoint
     from .checkpoint import open_trajectory as open_trajectory
+    from .engine import Outcome as Outcome
     from .engine import analyze as analyze
     from .errors import CkptError as CkptError
     from .errors import OptionError as OptionError
+    from .errors import PluginError as PluginError
+    from .errors import ResultsError as ResultsError
     from .errors import RunError as RunError
+    from .errors import SourceError as SourceError
     from .errors import nearest as nearest
     from .family import Activations as Activations
     from .family import Family as Family
@@ -24,38 +30,41 @@ if TYPE_CHECKING:
     from .options import Option as Option
     from .options import Options as Options
     from .options import option as option
+    from .results import Series as Series
     from .results import open_results as open_results
-    from .roles.table import RoleTable as RoleTable
-    from .roles.table import Rule as Rule
+    from .results import read_results as read_results
+    from .roles import RoleTable as RoleTable
+    from .roles import Rule as Rule
+    from .roles import WeightInfo as WeightInfo
+    from .roles import module as module
+    from .roles import modules as modules
+    from .run import RunInfo as RunInfo
     from .run import RunWriter as RunWriter
     from .run import Schedule as Schedule
+    from .run import is_run as is_run
+    from .run import read_run as read_run
+    from .spectra import Spectrum as Spectrum
     from .spectra import product_singular_values as product_singular_values
     from .spectra import singular_values as singular_values
+    from .view import View as View
+    from .weights import AttentionWeights as AttentionWeights
 
-_HOME = {
-    "Analyzer": "analyzer",
-    "Out": "analyzer",
-    "open_checkpoint": "checkpoint",
-    "open_trajectory": "checkpoint",
-    "analyze": "engine",
-    "CkptError": "errors",
-    "OptionError": "errors",
-    "RunError": "errors",
-    "nearest": "errors",
-    "Activations": "family",
-    "Family": "family",
-    "hookimpl": "hookspecs",
-    "Option": "options",
-    "Options": "options",
-    "option": "options",
-    "open_results": "results",
-    "RoleTable": "roles.table",
-    "Rule": "roles.table",
-    "RunWriter": "run",
-    "Schedule": "run",
-    "product_singular_values": "spectra",
-    "singular_values": "spectra",
+_PUBLIC = {
+    "analyzer": ("Analyzer", "Out"),
+    "checkpoint": ("Checkpoint", "Trajectory", "open_checkpoint", "open_trajectory"),
+    "engine": ("Outcome", "analyze"),
+    "errors": ("CkptError", "OptionError", "PluginError", "ResultsError", "RunError", "SourceError", "nearest"),
+    "family": ("Activations", "Family"),
+    "hookspecs": ("hookimpl",),
+    "options": ("Option", "Options", "option"),
+    "results": ("Series", "open_results", "read_results"),
+    "roles": ("RoleTable", "Rule", "WeightInfo", "module", "modules"),
+    "run": ("RunInfo", "RunWriter", "Schedule", "is_run", "read_run"),
+    "spectra": ("Spectrum", "product_singular_values", "singular_values"),
+    "view": ("View",),
+    "weights": ("AttentionWeights",),
 }
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"
 

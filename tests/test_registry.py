@@ -69,7 +69,7 @@ def test_a_missing_module_is_broken_not_fatal() -> None:
 
 def test_misspelled_hooks_and_bad_declarations_name_every_fault(tmp_path: Path) -> None:
     misspelled = GOOD.format(cls="A", name="a").replace("def ckpt_analyzers", "def ckpt_analysers")
-    with pytest.raises(CkptError, match="ckpt_analysers.*Hooks are ckpt_analyzers, ckpt_families"):
+    with pytest.raises(CkptError, match=r"ckpt_analysers.*Hooks are ckpt_analyzers, ckpt_families"):
         load_registry([write(tmp_path, "misspelled.py", misspelled)])
     faulty = """
 from ckpt_tools import Analyzer, Out, hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -12,10 +13,9 @@ from typing import Any
 
 from ..analyzer import Analyzer
 from ..registry import Registry, load_registry
-from ..results import Group, check_target, write_results
+from ..results import Group, Series, check_summary, check_target, write_results
 from ..results import Trajectory as TrajectoryFacts
-from ..results.record import check_summary
-from ..results.series import Series
+from ..run import read_metrics
 from .plan import Plan, make_plan
 from .run import Pass, Progress, Runner
 
@@ -110,5 +110,14 @@ def _root(plan: Plan, found: Pass) -> dict[str, Any]:
 
 def _facts(plan: Plan, found: Pass) -> TrajectoryFacts:
     steps = sorted(found.hashes)
-    metrics = plan.trajectory.metrics(steps)
-    return TrajectoryFacts(steps, [found.hashes[s] for s in steps], [found.paths[s] for s in steps], metrics)
+    paths = [found.paths[s] for s in steps]
+    return TrajectoryFacts(steps, [found.hashes[s] for s in steps], paths, _metrics(plan, steps))
+
+
+def _metrics(plan: Plan, steps: list[int]) -> dict[str, list[float]]:
+    """Return what the run logged at these steps, NaN where it logged nothing."""
+    if plan.trajectory.run is None:
+        return {}
+    logged = read_metrics(plan.trajectory.path)
+    row = {int(step): i for i, step in enumerate(logged.pop("step"))}
+    return {name: [float(values[row[s]]) if s in row else math.nan for s in steps] for name, values in logged.items()}

@@ -113,8 +113,3 @@ class Runner:
             found.notes["no family recognised: every matrix goes under its own tensor name, without a role"] = None
         else:
             found.family = resolved.family.name
-
-
-def iterate(records: dict[str, list[Record]]) -> Iterator[tuple[str, list[Record]]]:
-    """Yield the analyzers that have records."""
-    yield from ((name, found) for name, found in records.items() if found)
