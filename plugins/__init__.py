@@ -1,1 +1,1 @@
-
+"""The built-in analyzers: one file, one analyzer, one entry point, registered exactly like a stranger's."""

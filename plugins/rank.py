@@ -1,0 +1,262 @@
+"""Rank and condensation of weight matrices, from their singular values s_1 >= s_2 >= ...
+
+- effective rank (Roy & Vetterli, EUSIPCO 2007): exp(-sum p log p) with p = s / sum(s);
+- energy-entropy rank: the same with q = s^2 / sum(s^2); smaller numbers, never to be mixed up with the former;
+- stable rank: sum(s^2) / s_1^2;
+- participation ratio: (sum s^2)^2 / sum(s^4);
+- numerical rank: how many s exceed tau * s_1;
+- nuclear, Frobenius and spectral norm: sum(s), sqrt(sum s^2), s_1.
+
+A zero matrix has rank 0 and norm 0 by every measure; zero singular values contribute nothing. A spectrum with a NaN has
+NaN everywhere, and -1 as its numerical rank. The effective rank of a Gaussian d x d matrix is about 0.8 d, so read it
+beside its value at the first step; bfloat16 rounding alone can raise it by a quarter on steep spectra, which is why
+every value carries the stored dtype. Stable rank, participation ratio and energy-entropy rank do not notice.
+
+All functions take singular values along the last axis, in any order, and reduce that axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckpt_tools import Analyzer, Out, hookimpl, option, product_singular_values
+
+if TYPE_CHECKING:
+    from ckpt_tools import AttentionWeights, Spectrum, View
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+def effective_rank(s: Floats) -> Floats:
+    """Return the effective rank (Roy & Vetterli 2007) `[...]` of singular values `[..., k]`: between 1 and k, or 0.
+
+    >>> float(effective_rank(np.array([2.0, 2.0, 0.0])).round(12))
+    2.0
+    """
+    return _entropy_rank(_per_largest(s))
+
+
+def energy_entropy_rank(s: Floats) -> Floats:
+    """Return the exponential of the entropy of s^2 / sum(s^2) `[...]`: between 1 and k, or 0.
+
+    >>> s = np.array([3.0, 1.0])
+    >>> bool(energy_entropy_rank(s) < effective_rank(s))
+    True
+    """
+    return _entropy_rank(_per_largest(s) ** 2)
+
+
+def stable_rank(s: Floats) -> Floats:
+    """Return the squared Frobenius norm over the squared spectral norm `[...]`: between 1 and k, or 0.
+
+    >>> float(stable_rank(np.array([2.0, 1.0, 1.0])))
+    1.5
+    """
+    return np.asarray((_per_largest(s) ** 2).sum(axis=-1))
+
+
+def participation_ratio(s: Floats) -> Floats:
+    """Return (sum s^2)^2 / sum(s^4) `[...]`: between 1 and k, or 0.
+
+    >>> float(participation_ratio(np.array([1.0, 1.0, 1.0, 0.0])))
+    3.0
+    """
+    energy = _per_largest(s) ** 2
+    return _ratio(np.asarray(energy.sum(axis=-1)) ** 2, np.asarray((energy**2).sum(axis=-1)))
+
+
+def numerical_rank(s: Floats, tau: float) -> NDArray[np.int64]:
+    """Return how many singular values exceed `tau` times the largest `[...]`; -1 where one is NaN.
+
+    >>> int(numerical_rank(np.array([1.0, 1e-2, 1e-4]), tau=1e-3))
+    2
+    """
+    top = spectral_norm(s)
+    return np.where(np.isnan(top), -1, (s > tau * top[..., None]).sum(axis=-1))
+
+
+def nuclear_norm(s: Floats) -> Floats:
+    """Return the sum of the singular values `[...]`, in units of the weights.
+
+    >>> float(nuclear_norm(np.array([3.0, 4.0])))
+    7.0
+    """
+    return np.asarray(s.sum(axis=-1))
+
+
+def frobenius_norm(s: Floats) -> Floats:
+    """Return the root of the sum of squares `[...]`, in units of the weights.
+
+    >>> float(frobenius_norm(np.array([3.0, 4.0])))
+    5.0
+    """
+    return np.asarray(spectral_norm(s) * np.sqrt(stable_rank(s)))
+
+
+def spectral_norm(s: Floats) -> Floats:
+    """Return the largest singular value `[...]`, in units of the weights; 0 when there is none.
+
+    >>> float(spectral_norm(np.array([3.0, 4.0])))
+    4.0
+    """
+    return np.asarray(np.max(s, axis=-1, initial=0.0))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Return above / below, and 0 where below is 0."""
+    shape = np.broadcast_shapes(above.shape, below.shape)
+    return np.asarray(np.divide(above, below, out=np.zeros(shape), where=below != 0))
+
+
+def _per_largest(s: Floats) -> Floats:
+    """Return s / max(s): powers then neither overflow nor vanish."""
+    return _ratio(s, spectral_norm(s)[..., None])
+
+
+def _entropy_rank(weights: Floats) -> Floats:
+    total = weights.sum(axis=-1, keepdims=True)
+    p = _ratio(weights, total)
+    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1)
+    return np.where(total[..., 0] == 0, 0.0, np.exp(entropy))
+
+
+_MEASURES: Mapping[str, Out] = {
+    "effective_rank": Out(long_name="effective rank (Roy & Vetterli)"),
+    "energy_entropy_rank": Out(long_name="energy-entropy rank"),
+    "stable_rank": Out(long_name="stable rank"),
+    "participation_ratio": Out(long_name="participation ratio of squared singular values"),
+    "numerical_rank": Out(long_name="number of singular values above tau times the largest", dtype="i8"),
+    "full_rank": Out(long_name="largest possible rank", dtype="i8"),
+    "nuclear_norm": Out(long_name="nuclear norm"),
+    "nuclear_error": Out(long_name="bound on the relative error of the nuclear norm", error_of="nuclear_norm"),
+    "frobenius_norm": Out(long_name="Frobenius norm"),
+    "spectral_norm": Out(long_name="spectral norm"),
+    "singular_values": Out(dims=("sv_index",), long_name="leading singular values"),
+    "singular_values_error": Out(
+        dims=("sv_index",), long_name="bound on the error of each singular value", error_of="singular_values"
+    ),
+    "stored_dtype": Out(long_name="dtype in the checkpoint", dtype="str"),
+}
+
+
+def _outputs(dim: str, prefix: str, what: str) -> dict[str, Out]:
+    return {
+        prefix + key: Out(
+            dims=(dim, *out.dims),
+            long_name=f"{out.long_name} of {what}",
+            dtype=out.dtype,
+            error_of=out.error_of and prefix + out.error_of,
+        )
+        for key, out in _MEASURES.items()
+    }
+
+
+class Rank(Analyzer):
+    """Ranks, norms and leading singular values of every weight matrix, and of W_Q W_K^T and W_V W_O per head.
+
+    A product is taken head by head as the map it makes of the residual stream (`layers.3.attn.qk.0` is
+    `W_Q W_K^T` of head 0 in layer 3, `layers.3.attn.vo.0` is `W_V W_O`); with grouped queries each query head meets the
+    keys and values of its group. The symmetries are those of the network: an orthogonal change of basis of the
+    residual stream, a permutation of hidden neurons, a change of sign.
+    """
+
+    name = "rank"
+    needs = "weights"
+    invariant_to = frozenset({"rotation", "sign", "neuron_permutation"})
+    outputs: ClassVar[Mapping[str, Out]] = {
+        **_outputs("matrix", "", "the matrix"),
+        **_outputs("product", "product_", "the product"),
+    }
+    k: int = option(8, help="How many leading singular values to store.", min=1)
+    tau: float = option(
+        1e-3, help="A singular value counts to the numerical rank above tau times the largest.", min=0.0, max=1.0
+    )
+    products: bool = option(True, help="Also W_Q W_K^T and W_V W_O of every head, where the roles are known.")
+
+    def analyze(self, view: View) -> Mapping[str, Any]:
+        """Return every measure of every matrix and product."""
+        names = view.matrix_names()
+        stored = {name: view.info(name).dtype for name in names}
+        heads = [pair for layer in view.attention() for pair in _products(layer)] if self.products else []
+        labels = [f"{path}.{head}" for path, spectrum in heads for head in range(len(spectrum.values))]
+        return {
+            "matrix": names,
+            "product": labels,
+            **self._measures("", [view.spectrum(name) for name in names], list(stored.values())),
+            **self._measures("product_", [spectrum for _, spectrum in heads], [_dtypes(at, stored) for at in labels]),
+        }
+
+    def _measures(self, prefix: str, spectra: Sequence[Spectrum], dtypes: list[str]) -> dict[str, Any]:
+        s, error, count = _rows(spectra)
+        measures = {
+            "effective_rank": effective_rank(s),
+            "energy_entropy_rank": energy_entropy_rank(s),
+            "stable_rank": stable_rank(s),
+            "participation_ratio": participation_ratio(s),
+            "numerical_rank": numerical_rank(s, self.tau),
+            "full_rank": count,
+            "nuclear_norm": nuclear_norm(s),
+            "nuclear_error": _ratio(error.sum(axis=-1), s.sum(axis=-1)),
+            "frobenius_norm": frobenius_norm(s),
+            "spectral_norm": spectral_norm(s),
+            "singular_values": _leading(s, count, self.k),
+            "singular_values_error": _leading(error, count, self.k),
+            "stored_dtype": dtypes,
+        }
+        return {prefix + key: value for key, value in measures.items()}
+
+
+def _products(attention: AttentionWeights) -> Iterator[tuple[str, Spectrum]]:
+    """Yield path and spectra `[head, k]` of W_Q W_K^T and, where both factors exist, of W_V W_O."""
+    q, k, v, o = attention.q, attention.k, attention.v, attention.o
+    path = f"layers.{attention.layer}.attn"
+    yield f"{path}.qk", _per_head(_grouped(q, len(k)).swapaxes(-1, -2), k[:, None])
+    if v is not None and o is not None:
+        yield f"{path}.vo", _per_head(_grouped(o, len(v)), v[:, None])
+
+
+def _grouped(heads: Array, shared: int) -> Array:
+    """Return `[H_kv, H // H_kv, ...]`, so that a group's keys or values broadcast over its query heads."""
+    return heads.reshape(shared, len(heads) // shared, *heads.shape[1:])
+
+
+def _per_head(left: Array, right: Array) -> Spectrum:
+    spectrum = product_singular_values(left, right)
+    k = spectrum.values.shape[-1]
+    return replace(spectrum, values=spectrum.values.reshape(-1, k), error=spectrum.error.reshape(-1, k))
+
+
+def _dtypes(label: str, stored: Mapping[str, str]) -> str:
+    """Return the stored dtype of a product's factors, both when they differ: `float32+bfloat16`."""
+    path, pair, _ = label.rsplit(".", 2)
+    return "+".join(dict.fromkeys(stored[f"{path}.{part}"] for part in pair))
+
+
+def _rows(spectra: Sequence[Spectrum]) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Return values and errors `[row, width]`, padded with zeros (which change no measure), and the row lengths."""
+    pairs = [p for s in spectra for p in zip(np.atleast_2d(s.values), np.atleast_2d(s.error), strict=True)]
+    count = np.array([len(values) for values, _ in pairs], dtype=np.int64)
+    table = np.zeros((2, len(pairs), max(count, default=0)))
+    for row, pair in enumerate(pairs):
+        table[:, row, : count[row]] = pair
+    return table[0], table[1], count
+
+
+def _leading(rows: Floats, count: NDArray[np.int64], k: int) -> Floats:
+    """Return the first `k` of each row `[row, k]`, NaN beyond the row's own length."""
+    out = np.full((len(rows), k), np.nan)
+    width = min(k, rows.shape[1])
+    out[:, :width] = np.where(np.arange(width) < count[:, None], rows[:, :width], np.nan)
+    return out
+
+
+@hookimpl
+def ckpt_analyzers() -> list[type[Analyzer]]:
+    """Offer the analyzer `rank`."""
+    return [Rank]
