@@ -1,0 +1,138 @@
+"""One flat namespace of settings for model, task and loop."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+from ckpt_trainers.settings import Loop, declared, plan, settings
+from ckpt_trainers.tasks import TASKS, Task, task_class
+from ckpt_trainers.tasks.markov import Markov
+from ckpt_trainers.transformer import Transformer
+
+from ckpt_tools.errors import OptionError
+from ckpt_tools.family import Family
+from ckpt_tools.options import option
+from ckpt_tools.registry import load_registry
+
+FAMILIES = [f for f in load_registry().families().values() if hasattr(f, "init")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
+def test_no_name_has_two_owners(family: type[Family], task: str) -> None:
+    kind = task_class(task)
+    found = declared(family, kind)
+    assert len(found) == len(family.Config.declared) + len(kind.declared) + len(Loop.declared)
+    assert list(settings(family, task)) == list(found)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_defaults_of_a_task_are_settings(task: str) -> None:
+    kind = task_class(task)
+    assert kind.name == task
+    unknown = set(kind().defaults()) - {n for f in FAMILIES for n in declared(f, kind)}
+    assert not unknown
+
+
+class Clash(Task):
+    name = "clash"
+    d_model: int = option(1, help="A width of its own.")
+
+
+class LoopClash(Task):
+    name = "loop_clash"
+    lr: float = option(1.0, help="A rate of its own.")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Clash, "Setting 'd_model' is declared by family transformer and by task clash. Rename one of them."),
+        (LoopClash, "Setting 'lr' is declared by task loop_clash and by the loop. Rename one of them."),
+    ],
+)
+def test_clashes_name_both_owners(task: type[Task], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        declared(Transformer, task)
+    assert str(caught.value) == message
+
+
+def test_defaults_of_markov_are_the_papers_miniature() -> None:
+    chosen = plan(Transformer, "markov", {}).flat()
+    expected = {"d_model": 32, "std": 1e-4, "lam": 0.5, "optimizer": "gd", "lr": 0.2, "dtype": "float64", "steps": 8000}
+    assert {name: chosen[name] for name in expected} == expected
+    assert (chosen["layers"], chosen["heads"], chosen["d_ff"], chosen["norm"]) == (1, 1, 0, "none")
+    assert not any(chosen[name] for name in ("use_v", "use_o", "residual", "scaled", "causal", "bias", "tied"))
+    assert (chosen["vocabulary"], chosen["context"]) == (4, 4)
+    shown = settings(Transformer, "markov")
+    assert {name: shown[name].default for name in expected} == expected
+
+
+def test_text_and_typed_values_mean_the_same() -> None:
+    text = {
+        "d_model": "16",
+        "lam": "0.2",
+        "pi": "0.5,0.5",
+        "lr": "1",
+        "optimizer": "adamw",
+        "use_v": "yes",
+        "std": "none",
+    }
+    typed = {"d_model": 16, "lam": 0.2, "pi": [0.5, 0.5], "lr": 1, "optimizer": "adamw", "use_v": True, "std": None}
+    chosen = plan(Transformer, "markov", text).flat()
+    assert chosen == plan(Transformer, "markov", typed).flat()
+    assert (chosen["vocabulary"], chosen["std"], chosen["use_v"]) == (2, None, True)
+
+
+def test_defaults_follow_the_task_settings() -> None:
+    chosen = plan(Transformer, "markov", {"form": "sampled", "length": "9"}).flat()
+    assert (chosen["lr"], chosen["std"], chosen["steps"], chosen["context"]) == (0.5, 1e-3, 1500, 9)
+
+
+class Narrow(Family):
+    """A family without most of the settings that tasks have defaults for."""
+
+    name = "narrow"
+    Config: ClassVar[Any] = type("Config", (Transformer.Config.__base__,), {})
+
+
+def test_defaults_for_absent_settings_are_left_out() -> None:
+    chosen = plan(Narrow, "markov", {})
+    assert chosen.config.as_dict() == {}
+    assert chosen.loop.as_dict()["lr"] == 0.2
+    with pytest.raises(OptionError, match="Training narrow on markov has no setting 'd_model'"):
+        plan(Narrow, "markov", {"d_model": 3})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lamb": 1}, "Training transformer on markov has no setting 'lamb'. Did you mean 'lam'?"),
+        ({"dmodel": 1}, "Did you mean 'd_model'?"),
+        ({"lr": "fast"}, "Option 'lr' of training must be float in [0.0, inf). Got 'fast' instead."),
+        ({"lam": 2}, "Option 'lam' of markov must be float in [0.0, 1.0]. Got 2.0 instead."),
+        ({"heads": 0}, "Option 'heads' of transformer must be int in [1, inf). Got 0 instead."),
+        ({"save": "evry:3"}, "Did you mean 'every'?"),
+        ({"batch": 4}, "Optimizer gd uses all examples"),
+        ({"vocabulary": 3}, "Task markov needs vocabulary of at least 4. Got 3 instead."),
+        ({"form": "sampled", "context": 3}, "Task markov needs context of at least 32. Got 3 instead."),
+    ],
+)
+def test_bad_settings(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        plan(Transformer, "markov", values)
+    assert message in str(caught.value)
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(OptionError, match=r"No task is named 'markv'\. Did you mean 'markov'"):
+        Transformer.settings("markv")
+    with pytest.raises(OptionError, match="Known: markov"):
+        Transformer.settings("")
+
+
+def test_task_without_examples_says_so() -> None:
+    with pytest.raises(NotImplementedError, match="task 'clash' draws nothing"):
+        Clash().draw(3, None)  # type: ignore[arg-type]
+    assert isinstance(Markov(), Task)

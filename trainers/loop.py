@@ -1,0 +1,173 @@
+"""The training loop: one for all families and tasks.
+
+The loss written at step k is that of checkpoint k: weights after k updates, on the examples of update k + 1. A signal
+ends the loop between two steps. The side file `resume.pt` (weights, optimizer, random state, step) is then written, and
+at checkpoints every half minute against harder deaths, so that the continued run is the uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ckpt_tools import Family, Option, RunError, RunInfo, RunWriter, is_run, read_run
+
+from .settings import Plan, plan, settings
+from .training import Training, tied
+
+RESUME_FILE = "resume.pt"
+RESUME_SECONDS = 30.0
+
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+
+
+class TrainedFamily(Family):
+    """A family that this loop trains: it also says how its weights start."""
+
+    @classmethod
+    def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Fill the weights of a built module from a generator."""
+        raise NotImplementedError(f"family {cls.name!r} must define init(module, config, generator)")
+
+    @classmethod
+    def settings(cls, task: str) -> Mapping[str, Option]:
+        """Return every setting of training this family on a task, with the task's defaults."""
+        return settings(cls, task)
+
+    @classmethod
+    def train(
+        cls,
+        task: str,
+        values: Mapping[str, Any],
+        out: Path,
+        *,
+        resume: bool = False,
+        on_step: OnStep | None = None,
+    ) -> str:
+        """Train into run folder `out`; see `ckpt_tools.Family.train`. `resume` starts a run that is not there yet."""
+        info = read_run(out) if resume and is_run(out) else None
+        if info is None:
+            return _run(Training(cls, task, plan(cls, task, values)), out, None, on_step)
+        chosen = _same_plan(cls, task, values, info)
+        return "finished" if info.status == "finished" else _run(Training(cls, task, chosen), out, info, on_step)
+
+
+def _same_plan(family: type[Family], task: str, values: Mapping[str, Any], info: RunInfo) -> Plan:
+    stored = {**info.config, **info.task_config, **info.train}
+    if (family.name, family.version, task) != (info.family, info.family_version, info.task):
+        asked = f"{family.name} version {family.version} on {task}"
+        there = f"{info.family} version {info.family_version} on {info.task}"
+        raise RunError(f"{info.path} is a run of {there}, not of {asked}. Choose another --out.")
+    before, now = plan(family, task, stored), plan(family, task, {**stored, **values})
+    for name, value in now.flat().items():
+        if value != before.flat()[name]:
+            raise RunError(
+                f"{info.path} was begun with {name} = {before.flat()[name]}, not {value}. "
+                f"Leave {name} out to continue it, or choose another --out."
+            )
+    return now
+
+
+def _open(training: Training, out: Path, info: RunInfo | None) -> RunWriter:
+    if info is not None:
+        if (out / RESUME_FILE).exists():
+            training.restore(out / RESUME_FILE)
+        return RunWriter.resume(out, step=training.step)
+    chosen = training.plan
+    return RunWriter(
+        out,
+        family=training.family.name,
+        family_version=training.family.version,
+        config=training.config,
+        task=training.task_name,
+        task_config=chosen.task.as_dict(),
+        train=chosen.loop.as_dict(),
+        seed=chosen.loop.seed,
+        schedule=chosen.loop.schedule,
+        tied=tied(training.module),
+        probe=training.probe,
+    )
+
+
+def _run(training: Training, out: Path, info: RunInfo | None, on_step: OnStep | None) -> str:
+    with _threads(training.plan.loop.threads), _signals() as stop, _open(training, out, info) as run:
+        try:
+            run.finish(_steps(training, run, stop, on_step))
+        except KeyboardInterrupt:
+            run.finish("interrupted")
+    if run.status == "finished":
+        (out / RESUME_FILE).unlink(missing_ok=True)
+    return run.status
+
+
+def _steps(training: Training, run: RunWriter, stop: threading.Event, on_step: OnStep | None) -> str:
+    last, schedule = training.plan.loop.steps, training.plan.loop.schedule
+    tensors = training.module.state_dict()  # shares memory with the parameters
+    kept = time.monotonic()
+    while not stop.is_set():
+        step, due = training.step, schedule.due(training.step, last)
+        if due and time.monotonic() - kept > RESUME_SECONDS:
+            training.keep(run.path / RESUME_FILE)
+            kept = time.monotonic()
+        batch = training.batch()
+        loss = training.family.loss(training.module, batch)
+        metrics = {"loss": finite(loss.item(), training)}
+        if due:
+            metrics |= training.metrics(batch)
+            run.save(step, tensors)
+        run.log(step, metrics)
+        if on_step is not None:
+            on_step(step, last, metrics)
+        if step == last:
+            return "finished"
+        training.update(loss)
+    training.keep(run.path / RESUME_FILE)
+    return "interrupted"
+
+
+def finite(loss: float, training: Training) -> float:
+    """Return the loss; raises RunError when training has diverged."""
+    if not math.isfinite(loss):
+        raise RunError(f"The loss is {loss} at step {training.step}: lower lr, which is {training.plan.loop.lr}.")
+    return loss
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set; a second signal raises KeyboardInterrupt at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

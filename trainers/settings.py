@@ -1,0 +1,105 @@
+"""Settings of training: the model's, the task's and the loop's, in one flat namespace.
+
+A name belongs to one of the three, so `--set d_model=32 --set lam=0.2` needs no prefix. Unset model and loop settings
+take the task's defaults before their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckpt_tools import Family, Option, OptionError, Options, Schedule, nearest, option
+
+from .tasks import Task, task_class
+
+
+class Loop(Options):
+    """How training goes, whatever the model and the task."""
+
+    name = "training"
+    steps: int = option(1000, help="Updates; the run has checkpoints from step 0 to this one.", min=0)
+    optimizer: str = option("adamw", help="gd uses all examples.", choices=("gd", "sgd", "adamw"))
+    lr: float = option(1e-3, help="Learning rate.", min=0.0)
+    batch: int = option(0, help="Examples per step, drawn with replacement; 0: all.", min=0)
+    momentum: float = option(0.0, help="Momentum (sgd).", min=0.0)
+    beta1: float = option(0.9, help="Decay of the mean (adamw).", min=0.0, max=1.0)
+    beta2: float = option(0.999, help="Decay of the mean square (adamw).", min=0.0, max=1.0)
+    weight_decay: float = option(0.0, help="Decoupled for adamw, L2 for gd and sgd.", min=0.0)
+    dtype: str = option("float32", help="Precision of weights and data.", choices=("float32", "float64"))
+    seed: int = option(0, help="Decides initial weights, data and order of examples.", min=0)
+    save: str = option("every:20", help="Steps to save: every:N, log:N, at:A,B, joined by commas.")
+    threads: int = option(1, help="Threads of torch; more are slower for small models.", min=1)
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.schedule = Schedule.parse(self.save)
+        if self.optimizer == "gd" and self.batch:
+            raise OptionError("Optimizer gd uses all examples at every step. Leave batch at 0, or choose sgd.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings of one run, checked."""
+
+    config: Options
+    task: Task
+    loop: Loop
+
+    def flat(self) -> dict[str, Any]:
+        """Return every setting by its name."""
+        return {**self.config.as_dict(), **self.task.as_dict(), **self.loop.as_dict()}
+
+
+def declared(family: type[Family], task: type[Task]) -> dict[str, Option]:
+    """Return all settings in the order model, task, loop. Raises OptionError when two declare the same name."""
+    found: dict[str, Option] = {}
+    owners: dict[str, str] = {}
+    for owner, options in ((f"family {family.name}", family.Config), (f"task {task.name}", task), ("the loop", Loop)):
+        for name, entry in options.declared.items():
+            if name in found:
+                raise OptionError(f"Setting {name!r} is declared by {owners[name]} and by {owner}. Rename one of them.")
+            found[name], owners[name] = entry, owner
+    return found
+
+
+def settings(family: type[Family], task: str) -> dict[str, Option]:
+    """Return every setting of training a family on a task, with the defaults the task gives."""
+    kind = task_class(task)
+    defaults = _defaults(kind())
+    return {
+        name: replace(entry, default=defaults.get(name, entry.default))
+        for name, entry in declared(family, kind).items()
+    }
+
+
+def plan(family: type[Family], task: str, values: Mapping[str, Any]) -> Plan:
+    """Return the checked settings of a run; `values` are text or typed. Raises OptionError with the nearest name."""
+    kind = task_class(task)
+    known = declared(family, kind)
+    unknown = sorted(values.keys() - known.keys())
+    if unknown:
+        raise OptionError(
+            f"Training {family.name} on {task} has no setting {unknown[0]!r}.{nearest(unknown[0], known)}"
+        )
+    chosen = kind.parse(_of(kind, values))
+    values = {**_defaults(chosen), **values}
+    config = family.Config.parse(_of(family.Config, values))
+    _check_size(config, chosen, "vocabulary")
+    _check_size(config, chosen, "context")
+    return Plan(config, chosen, Loop.parse(_of(Loop, values)))
+
+
+def _defaults(task: Task) -> dict[str, Any]:
+    return {"vocabulary": task.vocabulary, "context": task.context, **task.defaults()}
+
+
+def _of(options: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in options.declared}
+
+
+def _check_size(config: Options, task: Task, name: str) -> None:
+    size, least = getattr(config, name, None), getattr(task, name)
+    if size is not None and size < least:
+        raise OptionError(f"Task {task.name} needs {name} of at least {least}. Got {size} instead.")

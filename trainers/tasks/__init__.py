@@ -1,0 +1,73 @@
+"""Tasks: what a trainer learns. One file is one task; its options are settings of training.
+
+A batch is a dict of tensors. Examples lie along the first axis of
+
+- `tokens` int64 [B, T]
+- `targets` token ids [B, T] or distributions [B, T, v]; without the T axis they are about the last position
+- `weights` (optional) of the positions scored, of the targets' axes without v, summing to 1 over the batch
+
+and what all examples share lies beside them, such as `key_log_weight` [T]. Floating-point tensors are float64; the loop
+turns them into its own precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ckpt_tools import OptionError, Options, nearest
+
+Batch = Mapping[str, Tensor]
+
+TASKS = {"markov": "Markov"}
+PER_EXAMPLE = ("tokens", "targets", "weights")
+
+
+class Task(Options):
+    """Base of all tasks: a name, options, a vocabulary, and examples drawn from a generator."""
+
+    vocabulary: ClassVar[int] = 0
+    context: ClassVar[int] = 0
+    probe_size: ClassVar[int] = 256
+
+    def defaults(self) -> Mapping[str, Any]:
+        """Return defaults of model and loop settings that make this task a good example of itself."""
+        return {}
+
+    def examples(self, generator: torch.Generator) -> Batch | None:
+        """Return the fixed training set, or None for a task whose every step draws fresh examples."""
+        return None
+
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """Return `size` fresh examples."""
+        raise NotImplementedError(f"task {self.name!r} draws nothing: it has a fixed training set")
+
+    def probe(self, examples: Batch | None, generator: torch.Generator) -> Batch:
+        """Return the batch on which analyzers run the model: the first examples, or fresh ones."""
+        if examples is None:
+            return self.draw(self.probe_size, generator)
+        return take(examples, torch.arange(min(self.probe_size, len(examples["tokens"]))))
+
+    def metrics(self, logits: Tensor, batch: Batch) -> dict[str, float]:
+        """Return numbers beside the loss, computed where a checkpoint is saved. `logits` is [B, T, v]."""
+        return {}
+
+
+def take(batch: Batch, rows: Tensor) -> dict[str, Tensor]:
+    """Return the examples `rows` of a batch, weights summing to 1 again."""
+    taken = {key: value[rows] if key in PER_EXAMPLE else value for key, value in batch.items()}
+    if "weights" in taken:
+        taken["weights"] = taken["weights"] / taken["weights"].sum()
+    return taken
+
+
+def task_class(name: str) -> type[Task]:
+    """Return the task of that name; raises OptionError with the nearest name."""
+    if name not in TASKS:
+        raise OptionError(f"No task is named {name!r}.{nearest(name, TASKS)}")
+    found: type[Task] = getattr(import_module(f".{name}", __name__), TASKS[name])
+    return found

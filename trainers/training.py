@@ -1,0 +1,113 @@
+"""Everything that makes up one run in memory: model, optimizer, examples and random state.
+
+Four independent random streams follow from the seed: initial weights, data, probe batch, and order of examples. Only
+the last advances during training, so weights, optimizer, that stream and the step are all that a run needs to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ckpt_tools import OptionError, RunError
+
+from .settings import Loop, Plan
+from .tasks import Batch, take
+
+if TYPE_CHECKING:
+    from .loop import TrainedFamily
+
+STREAMS = ("weights", "data", "probe", "order")
+
+
+class Training:
+    """Model, optimizer, data and random state of one run."""
+
+    def __init__(self, family: type[TrainedFamily], task: str, chosen: Plan) -> None:
+        self.family, self.task_name, self.plan = family, task, chosen
+        self.dtype = getattr(torch, chosen.loop.dtype)
+        streams = {name: generator(chosen.loop.seed, name) for name in STREAMS}
+        self.config = chosen.config.as_dict()
+        self.module = family.build(self.config).to(self.dtype)
+        family.init(self.module, self.config, streams["weights"])
+        self.optimizer = optimizer(self.module, chosen.loop)
+        self.examples = chosen.task.examples(streams["data"])
+        if self.examples is None and not chosen.loop.batch:
+            raise OptionError(f"Task {task} draws fresh examples at every step: say how many with --set batch=N.")
+        self.probe = self.cast(chosen.task.probe(self.examples, streams["probe"]))
+        self.examples = None if self.examples is None else self.cast(self.examples)
+        self.order = streams["order"]
+        self.step = 0
+
+    def cast(self, batch: Batch) -> Batch:
+        """Return the batch with its floating-point tensors in the run's precision."""
+        return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in batch.items()}
+
+    def batch(self) -> Batch:
+        """Return the examples of the next update."""
+        size = self.plan.loop.batch
+        if self.examples is None:
+            return self.cast(self.plan.task.draw(size, self.order))
+        if not size:
+            return self.examples
+        return take(self.examples, torch.randint(len(self.examples["tokens"]), (size,), generator=self.order))
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """Return the task's metrics of the current weights."""
+        with torch.no_grad():
+            return self.plan.task.metrics(self.family.forward(self.module, batch).logits, batch)
+
+    def update(self, loss: Tensor) -> None:
+        """Take one step down the gradient of the loss."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+
+    def keep(self, path: Path) -> None:
+        """Write the side file from which `restore` continues bit for bit, whole or not at all."""
+        draft = path.with_name(f".{path.name}")
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, "order": self.order.get_state(), "step": self.step}, draft)
+        os.replace(draft, path)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a side file; raises RunError when it is damaged or of another model."""
+        try:
+            state = torch.load(path, weights_only=True)
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.order.set_state(state["order"])
+            self.step = state["step"]
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
+            # torch's own text advises to load without safeguards.
+            kind = type(error).__name__
+            raise RunError(f"{path} does not fit this run ({kind}). Delete it to start again at step 0.") from error
+
+
+def generator(seed: int, stream: str) -> torch.Generator:
+    """Return the generator of one of `STREAMS`, independent of the others."""
+    words = np.random.SeedSequence([seed, STREAMS.index(stream)]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
+
+
+def optimizer(module: nn.Module, loop: Loop) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings; gd is sgd on all examples without momentum."""
+    if loop.optimizer == "adamw":
+        betas = (loop.beta1, loop.beta2)
+        return torch.optim.AdamW(module.parameters(), lr=loop.lr, betas=betas, weight_decay=loop.weight_decay)
+    momentum = loop.momentum if loop.optimizer == "sgd" else 0.0
+    return torch.optim.SGD(module.parameters(), lr=loop.lr, momentum=momentum, weight_decay=loop.weight_decay)
+
+
+def tied(module: nn.Module) -> dict[str, str]:
+    """Return `{alias: name}` of parameters that are one and the same."""
+    first: dict[int, str] = {}
+    found = {name: first.setdefault(id(p), name) for name, p in module.named_parameters(remove_duplicate=False)}
+    return {name: target for name, target in found.items() if name != target}

@@ -1,0 +1,310 @@
+"""Transformers with every part that theory leaves out as a switch: family `transformer`.
+
+A block is attention, then an MLP, each with optional residual and LayerNorm. With all of that off, one head and no
+W_V, W_O the model is that of "Focus and Dilution" (arXiv 2605.01199), whose logits are
+
+    A W0 W1,    A = softmax_k(log w_k + X W0 W_Q W_K^T W0^T X^T)
+
+with W0 = `embed`, W_Q = `q`^T, W_K = `k`^T, W1 = `unembed`^T and, optionally, a weight w_k for each key. Initialization
+follows "Initialization is Critical" (arXiv 2405.05409): std = d_in^-gamma, per group of weights if wanted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hookimpl, option
+
+from .loop import TrainedFamily
+
+Batch = Mapping[str, Tensor]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "linear": lambda x: x,
+}
+
+
+class Config(Options):
+    """The shape of the model, its switches, and how its weights start."""
+
+    name = "transformer"
+    layers: int = option(2, help="Number of blocks.", min=0)
+    heads: int = option(4, help="Attention heads per block.", min=1)
+    d_model: int = option(64, help="Width of the residual stream.", min=1)
+    head_dim: int | None = option(None, help="Width of a head; none: d_model / heads.", min=1)
+    d_ff: int = option(256, help="Width of the MLP; 0: attention only.", min=0)
+    activation: str = option("gelu", help="Nonlinearity of the MLP.", choices=tuple(ACTIVATIONS))
+    attention: str = option("softmax", help="Softmax, or its first-order expansion.", choices=("softmax", "linear"))
+    scaled: bool = option(True, help="Divide attention scores by sqrt(head_dim).")
+    use_v: bool = option(True, help="Have a value matrix; without it heads attend to their slice of the stream.")
+    use_o: bool = option(True, help="Have an output matrix; without it heads are only concatenated.")
+    residual: bool = option(True, help="Add each sublayer's input to its output.")
+    norm: str = option("pre", help="Where LayerNorm stands.", choices=("none", "pre", "post"))
+    positions: str = option("learned", help="How positions are told apart.", choices=("none", "learned", "rotary"))
+    causal: bool = option(True, help="Let a position see only itself and earlier ones.")
+    bias: bool = option(False, help="Give every matrix except embedding and unembedding a bias.")
+    tied: bool = option(False, help="Use the embedding as unembedding.")
+    vocabulary: int | None = option(None, help="Number of tokens; none: what the task needs.", min=1)
+    context: int | None = option(None, help="Longest sequence; none: what the task needs.", min=1)
+    gamma: float = option(0.5, help="Initialization rate: std = d_in^-gamma.")
+    std: float | None = option(None, help="One initial std for all matrices, instead of gamma.", min=0.0)
+    gamma_embed: float | None = option(None, help="Rate of embedding and positions; none: std, else gamma.")
+    gamma_qk: float | None = option(None, help="Rate of q and k; none: std, else gamma.")
+    gamma_vo: float | None = option(None, help="Rate of v and o; none: std, else gamma.")
+    gamma_mlp: float | None = option(None, help="Rate of the MLP; none: std, else gamma.")
+    gamma_unembed: float | None = option(None, help="Rate of the unembedding; none: std, else gamma.")
+
+    def head_width(self) -> int:
+        """Return the width of a head; raises OptionError for shapes that cannot be built."""
+        if self.head_dim is None and self.d_model % self.heads:
+            raise OptionError(f"d_model {self.d_model} is not a multiple of heads {self.heads}. Set head_dim.")
+        width = self.head_dim or self.d_model // self.heads
+        if width * self.heads != self.d_model and not (self.use_v and self.use_o):
+            raise OptionError(
+                f"Without v or o, heads * head_dim must be d_model {self.d_model}. Got {width * self.heads}."
+            )
+        if self.positions == "rotary" and width % 2:
+            raise OptionError(f"Rotary positions need an even head_dim. Got {width} instead.")
+        return width
+
+    def sizes(self) -> tuple[int, int]:
+        """Return vocabulary and context; raises OptionError while either is unknown."""
+        if self.vocabulary is None or self.context is None:
+            raise OptionError("transformer: vocabulary and context must be set to build the model.")
+        return self.vocabulary, self.context
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Return `x` [..., T, d] with each pair (x_i, x_{i + d/2}) turned by angle t * 10000^(-2i/d) (RoPE, 2104.09864)."""
+    half = x.shape[-1] // 2
+    rates = 10000.0 ** (-torch.arange(half, dtype=x.dtype, device=x.device) / half)
+    angles = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)[:, None] * rates  # [T, d/2]
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1)
+
+
+def attend(scores: Tensor, prior: Tensor, kind: str) -> Tensor:
+    """Return attention weights [B, h, T, T] whose rows sum to 1, from scores and log weights of the keys.
+
+    "linear" is softmax(prior + scores) to first order in the scores: p (1 + s - <s>_p), p = softmax(prior).
+    """
+    if kind == "softmax":
+        return torch.softmax(prior + scores, dim=-1)
+    p = torch.softmax(prior.expand_as(scores), dim=-1)
+    return p * (1 + scores - (p * scores).sum(-1, keepdim=True))
+
+
+class Attention(nn.Module):
+    """[B, T, d] and log weights of the keys [T, T] to [B, T, d] and the attention maps [B, h, T, T]."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.kind, self.heads, self.rotary = c.attention, c.heads, c.positions == "rotary"
+        width = c.head_width()
+        self.scale = width**-0.5 if c.scaled else 1.0
+        self.norm = norm(c)
+        self.q = nn.Linear(c.d_model, c.heads * width, bias=c.bias)
+        self.k = nn.Linear(c.d_model, c.heads * width, bias=c.bias)
+        self.v = nn.Linear(c.d_model, c.heads * width, bias=c.bias) if c.use_v else nn.Identity()
+        self.o = nn.Linear(c.heads * width, c.d_model, bias=c.bias) if c.use_o else nn.Identity()
+
+    def forward(self, x: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (
+            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )  # [B, h, T, w]
+        if self.rotary:
+            q, k = rotate(q), rotate(k)
+        maps = attend(self.scale * q @ k.transpose(-1, -2), prior, self.kind)  # [B, h, T, T]
+        return self.o((maps @ v).transpose(1, 2).flatten(-2)), maps
+
+
+class MLP(nn.Module):
+    """[B, T, d] to [B, T, d] through one hidden layer."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.norm = norm(c)
+        self.up = nn.Linear(c.d_model, c.d_ff, bias=c.bias)
+        self.activation = ACTIVATIONS[c.activation]
+        self.down = nn.Linear(c.d_ff, c.d_model, bias=c.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.activation(self.up(x))  # [B, T, d_ff]
+        out: Tensor = self.down(hidden)
+        return out
+
+
+def norm(c: Config) -> nn.Module:
+    """Return a LayerNorm, or nothing when the configuration has none."""
+    return nn.Identity() if c.norm == "none" else nn.LayerNorm(c.d_model)
+
+
+class Block(nn.Module):
+    """Attention, then the MLP if there is one."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.pre, self.residual = c.norm == "pre", c.residual
+        self.attn = Attention(c)
+        self.mlp = MLP(c) if c.d_ff else None
+
+    def join(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
+        """Return sublayer output `y` joined to its input `x`."""
+        y = x + y if self.residual else y
+        return y if self.pre else norm(y)
+
+    def forward(self, x: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        y, maps = self.attn(self.attn.norm(x) if self.pre else x, prior)
+        x = self.join(x, y, self.attn.norm)
+        if self.mlp is not None:
+            x = self.join(x, self.mlp(self.mlp.norm(x) if self.pre else x), self.mlp.norm)
+        return x, maps
+
+
+class Model(nn.Module):
+    """Tokens [B, T] to Activations; `key_log_weight` [T] is added to all scores of a key."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        vocabulary, context = c.sizes()
+        self.causal = c.causal
+        self.embed = nn.Embedding(vocabulary, c.d_model)
+        self.position = nn.Embedding(context, c.d_model) if c.positions == "learned" else None
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = norm(c) if c.norm == "pre" else nn.Identity()
+        self.unembed = nn.Linear(c.d_model, vocabulary, bias=False)
+        if c.tied:
+            self.unembed.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor, key_log_weight: Tensor | None = None, record: bool = False) -> Activations:
+        x = self.embed(tokens)  # [B, T, d]
+        if self.position is not None:
+            x = x + self.position.weight[: tokens.shape[1]]
+        prior = self.prior(x, key_log_weight)
+        hidden, attention = [x], []
+        for block in self.layers:
+            x, maps = block(x, prior)
+            if record:
+                hidden.append(x)
+                attention.append(maps)
+        return Activations(self.unembed(self.norm(x)), tuple(hidden) if record else (), tuple(attention))
+
+    def prior(self, x: Tensor, key_log_weight: Tensor | None) -> Tensor:
+        """Return the log weight of each key for each query, [T, T]: -inf where it may not look."""
+        length = x.shape[1]
+        prior = x.new_zeros(length, length)
+        if key_log_weight is not None:
+            prior = prior + key_log_weight
+        if self.causal:
+            future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+            prior = prior.masked_fill(future, -torch.inf)
+        return prior
+
+
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the weighted cross entropy in nats of logits [B, T, v].
+
+    Targets are token ids [B, T] or distributions [B, T, v]; without the T axis they are about the last position.
+    `weights` has the shape of the positions and sums to 1; without it all positions count alike.
+    """
+    targets = batch["targets"]
+    soft = targets.is_floating_point()
+    if targets.dim() == (2 if soft else 1):
+        logits = logits[:, -1]
+    log_p = logits.log_softmax(-1)
+    # Ids at positions that are not scored may be negative.
+    picked = (targets * log_p).sum(-1) if soft else log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+    weights = batch.get("weights")
+    return -(picked.mean() if weights is None else (weights * picked).sum())
+
+
+SUBLAYERS = ("attn.q", "attn.k", "attn.v", "attn.o", "attn.norm", "mlp.up", "mlp.down", "mlp.norm")
+MODULES = {"embed": "embed", "position": "embed.position", "norm": "norm", "unembed": "unembed"}
+MODULES |= {name: name for name in (f"layers.{{i}}.{part}" for part in SUBLAYERS)}
+GROUPS = {
+    "embed|position": "embed",
+    r".*\.[qk]": "qk",
+    r".*\.[vo]": "vo",
+    r".*\.(up|down)": "mlp",
+    "unembed": "unembed",
+}
+
+
+class Transformer(TrainedFamily):
+    """Encoder or decoder Transformers on token sequences."""
+
+    name = "transformer"
+    Config: ClassVar[type[Options]] = Config
+    table = RoleTable(
+        rules=(
+            *(Rule(f"{module}.weight", (role,)) for module, role in MODULES.items()),
+            *(Rule(f"{module}.bias", (f"{role}.bias",)) for module, role in MODULES.items()),
+        ),
+        tied=(("unembed.weight", "embed.weight"),),
+        config={
+            "n_layers": "layers",
+            "n_heads": "heads",
+            "n_kv_heads": "heads",
+            "head_dim": "head_dim",
+            "d_model": "d_model",
+        },
+        signature=("embed.weight", "layers.{i}.attn.q.weight", "layers.{i}.attn.k.weight"),
+    )
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> nn.Module:
+        """Return the model of a configuration; torch's global random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            return Model(Config(**config))
+
+    @classmethod
+    def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Draw every matrix from N(0, std^2), std = d_in^-gamma of its group; gains are 1 and biases 0.
+
+        The draws are float64 whatever the model is, so that runs of either precision start alike.
+        """
+        c = Config(**config)
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                if p.dim() < 2:
+                    p.fill_(float(name.endswith("weight")))
+                else:
+                    p.copy_(
+                        torch.randn(p.shape, generator=generator, dtype=torch.float64) * spread(c, name, p.shape[1])
+                    )
+
+    @classmethod
+    def forward(cls, module: Any, batch: Batch, *, record: bool = False) -> Activations:
+        """Run the model on `tokens` [B, T]; `module` needs only be callable like `Model`."""
+        shown: Activations = module(batch["tokens"], batch.get("key_log_weight"), record=record)
+        return shown
+
+    @classmethod
+    def loss(cls, module: Any, batch: Batch) -> Tensor:
+        """Return the cross entropy in nats, see `cross_entropy`."""
+        return cross_entropy(cls.forward(module, batch).logits, batch)
+
+
+def spread(c: Config, name: str, d_in: int) -> float:
+    """Return the initial std of a matrix: its group's rate if set, else `std` if set, else rate `gamma`."""
+    stem = name.removesuffix(".weight")
+    group = next(group for pattern, group in GROUPS.items() if re.fullmatch(pattern, stem))
+    rate: float | None = getattr(c, f"gamma_{group}")
+    if rate is None and c.std is not None:
+        return c.std
+    return float(d_in ** -(c.gamma if rate is None else rate))
+
+
+@hookimpl
+def ckpt_families() -> list[type[TrainedFamily]]:
+    """Provide the family `transformer`."""
+    return [Transformer]
