@@ -258,7 +258,7 @@ def _print_table(console: Console, one: Chosen, variables: Sequence[Variable]) -
 
     dims, steps = variables[0].dims[1:], len(one.group.steps)
     names = row_names(dims, [one.labels(d) for d in dims]) if dims else [v.name for v in variables]
-    values = [one.values(v).reshape(steps, -1) for v in variables]
+    values = [one.values(v).reshape(steps, len(names) if dims else 1) for v in variables]
     title = one.group.name if len(variables) > 1 else f"{one.group.name}.{_titled(variables[0])}"
     if not steps:
         console.print(f"{title}: no step was analyzed.")

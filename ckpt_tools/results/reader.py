@@ -138,7 +138,7 @@ def _opened(path: Path) -> Any:
         raise ResultsError(f"{path} {what}. Results are what `ckpt analyze ... -o results.h5` writes.")
     try:
         is_hdf5 = h5py.is_hdf5(path)
-        file = h5py.File(path, "r", locking=False) if is_hdf5 else None
+        file = h5py.File(path, "r") if is_hdf5 else None
     except OSError as error:
         raise ResultsError(f"{path} cannot be opened: it is damaged or not readable ({error}).") from error
     if file is None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ..errors import ResultsError
+from .sink import Sink
 
 
 def check_target(path: str | Path, force: bool = False) -> Path:
@@ -61,31 +64,52 @@ def _unwritable(path: str | Path, error: Exception) -> ResultsError:
 
 
 @contextmanager
-def replacing(path: str | Path, force: bool = False) -> Iterator[tuple[Path, Path]]:
-    """Give `(target, temporary)`: what is written to `temporary` replaces `target` when the block ends well.
+def replacing(path: str | Path, force: bool = False) -> Iterator[Sink]:
+    """Give a file to write to, which takes the place of `path` when the block ends well.
 
     Raises ResultsError as `check_target` does, and when the disk does not take the file; then nothing is left behind.
+    Ctrl-C and SIGTERM wait until the file is in place.
     """
     target = check_target(path, force)
     temporary = _beside(target)
     try:
-        yield target, temporary
-        _put_in_place(temporary, target)
+        with _signals_held():
+            with closing(Sink(temporary)) as sink:
+                yield sink
+                sink.sync()
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
-    """Make `temporary` durable and give it its name; a reader sees the old file or the new one."""
-    _sync(temporary, os.O_RDWR)
-    os.replace(temporary, target)
-    _sync(target.parent, os.O_RDONLY)
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Deliver signals with a Python handler only after the block.
+
+    HDF5 calls back into `Sink`, and an exception raised there by a handler would leave a file that cannot be closed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    ours = {s: handler for s, handler in handlers.items() if callable(handler)}
+    for number in ours:
+        signal.signal(number, lambda received, frame: held.append(received))
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for received in dict.fromkeys(held):
+            signal.raise_signal(received)
 
 
-def _sync(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,6 +22,7 @@ from ..errors import ResultsError
 from .attributes import put, storable
 from .record import PADDING, AnalyzerLike, Labels, OutLike, Record, dims_of
 from .series import Series
+from .sink import Sink
 from .target import replacing
 
 SCHEMA = "ckpt-results"
@@ -86,16 +87,16 @@ def write_results(
     trajectory: Trajectory | None = None,
     force: bool = False,
 ) -> Path:
-    """Write a results file and return where it lies; an existing one is replaced, whole, only with `force`.
+    """Write a results file and return its path; an existing one is replaced, whole, only with `force`.
 
     `attrs` become root attributes (`source`, `seed`, `history` = the command line, `storage_dtypes`, ...); the writer
     adds schema, time, library versions and content hashes. Raises ResultsError as `check_target` does, when two groups
     share a name, and when the disk does not take the file; then nothing is left behind.
     """
     _require_names(groups)
-    with replacing(path, force) as (target, temporary):
-        _build(temporary, groups, attrs or {}, trajectory)
-    return target
+    with replacing(path, force) as sink:
+        _build(sink, groups, attrs or {}, trajectory)
+    return Path(path)
 
 
 def _require_names(groups: Iterable[Group]) -> None:
@@ -110,16 +111,16 @@ def _require_names(groups: Iterable[Group]) -> None:
         seen.add(group.name)
 
 
-def _build(path: Path, groups: Iterable[Group], attrs: Mapping[str, Any], trajectory: Trajectory | None) -> None:
+def _build(sink: Sink, groups: Iterable[Group], attrs: Mapping[str, Any], trajectory: Trajectory | None) -> None:
     import h5py
 
-    # The file is ours alone until it is renamed, and locks fail on some network file systems.
-    with h5py.File(path, "x", libver=("earliest", "v110"), track_order=True, locking=False) as file:
+    with h5py.File(sink, "w", libver=("earliest", "v110"), track_order=True) as file:
         put(file, _root_facts(attrs, trajectory))
         if trajectory is not None:
             _write_trajectory(file, trajectory)
         for group in groups:
-            _write_group(file, group)
+            for _ in _write_group(file, group):
+                sink.check()
 
 
 def _root_facts(attrs: Mapping[str, Any], trajectory: Trajectory | None) -> dict[str, Any]:
@@ -153,7 +154,8 @@ def _libraries() -> dict[str, str]:
     return found
 
 
-def _write_group(file: Any, group: Group) -> None:
+def _write_group(file: Any, group: Group) -> Iterator[int]:
+    """Write a group block by block, yielding the number of steps done after each."""
     target = file.create_group(group.name, track_order=True)
     put(target, _group_facts(group))
     series = group.series
@@ -167,6 +169,7 @@ def _write_group(file: Any, group: Group) -> None:
         for name, block in series.block(start, stop).items():
             if block.size:
                 made[name][start:stop] = _texts(block) if block.dtype.kind == "U" else block
+        yield stop
 
 
 def _group_facts(group: Group) -> dict[str, Any]:
