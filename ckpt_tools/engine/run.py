@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..analyzer import Analyzer
@@ -51,25 +51,26 @@ class Runner:
         except KeyboardInterrupt:
             self.found.interrupted = True
         finally:
-            self._close(keep=())
+            self.close()
         return self.found
 
     def _one(self, position: int) -> None:
         step = self.plan.steps[position]
-        weights, resolved = self._weights(step)
-        records = {a.name: self._record(a, position, weights, resolved) for a in self.plan.analyzers}
+        weights, resolved = self.weights_of(step)
+        records = {a.name: self.record_of(a, position) for a in self.plan.analyzers}
         self._note(weights.checkpoint, resolved, step)
         for name, record in records.items():
             self.found.records[name].append(record)
-        self._close(keep=self._kept(position))
+        self.close(keep=self._kept(position))
 
-    def _record(self, analyzer: Analyzer, position: int, weights: Weights, resolved: Resolved) -> Record:
+    def record_of(self, analyzer: Analyzer, position: int) -> Record:
+        """Return what an analyzer gives for the checkpoint at a position of the plan, checked."""
         step = self.plan.steps[position]
         reference = None
         if analyzer.reference:
             other = self._reference_step(analyzer.reference, position)
-            reference = self._view(analyzer, other, *self._weights(other))
-        view = self._view(analyzer, step, weights, resolved, reference)
+            reference = self._view(analyzer, other, *self.weights_of(other))
+        view = self._view(analyzer, step, *self.weights_of(step), reference)
         where = f"analyzer {analyzer.name!r} at step {step} of {self.plan.trajectory.path}"
         return check(analyzer, analyzer.analyze(view), where, step=step)
 
@@ -82,7 +83,8 @@ class Runner:
         steps = self.plan.steps
         return {"first": steps[0], "previous": steps[max(position - 1, 0)], "last": steps[-1]}[kind]
 
-    def _weights(self, step: int) -> tuple[Weights, Resolved]:
+    def weights_of(self, step: int) -> tuple[Weights, Resolved]:
+        """Return the weights of a step, opening its checkpoint if it is not open."""
         if step not in self._open:
             checkpoint = self.plan.trajectory.checkpoint(step)
             resolved = self.plan.layouts.of(checkpoint)
@@ -96,7 +98,8 @@ class Runner:
             yield self.plan.steps[position]
         yield from (self.plan.steps[i] for kind, i in (("first", 0), ("last", -1)) if kind in kinds)
 
-    def _close(self, keep: Iterator[int] | tuple[()]) -> None:
+    def close(self, keep: Iterable[int] = ()) -> None:
+        """Close all open checkpoints but those of the steps to keep."""
         kept = set(keep)
         for step in [s for s in self._open if s not in kept]:
             self._open.pop(step)[0].checkpoint.close()
