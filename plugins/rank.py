@@ -17,20 +17,23 @@ All functions take singular values along the last axis, in any order, and reduce
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, hookimpl, option, product_singular_values
+from ckpt_tools import Analyzer, Out, Spectrum, hookimpl, option, product_singular_values
 
 if TYPE_CHECKING:
-    from ckpt_tools import AttentionWeights, Spectrum, View
+    from ckpt_tools import AttentionWeights, View
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+Factors = tuple[str, Array, Array]
+
+BATCH_BYTES = 4 << 20
+"""Products are stacked over layers up to this size: below it, the cost of a call outweighs its work."""
 
 
 def effective_rank(s: Floats) -> Floats:
@@ -183,7 +186,7 @@ class Rank(Analyzer):
         """Return every measure of every matrix and product."""
         names = view.matrix_names()
         stored = {name: view.info(name).dtype for name in names}
-        heads = [pair for layer in view.attention() for pair in _products(layer)] if self.products else []
+        heads = list(_products(view.attention())) if self.products else []
         labels = [f"{path}.{head}" for path, spectrum in heads for head in range(len(spectrum.values))]
         return {
             "matrix": names,
@@ -212,24 +215,45 @@ class Rank(Analyzer):
         return {prefix + key: value for key, value in measures.items()}
 
 
-def _products(attention: AttentionWeights) -> Iterator[tuple[str, Spectrum]]:
-    """Yield path and spectra `[head, k]` of W_Q W_K^T and, where both factors exist, of W_V W_O."""
+def _factors(attention: AttentionWeights) -> Iterator[Factors]:
+    """Yield path and factors of W_Q W_K^T and, where both factors exist, of W_V W_O.
+
+    Heads come as `[H_kv, H // H_kv, ...]` and `[H_kv, 1, ...]`, so that a group's keys and values broadcast.
+    """
     q, k, v, o = attention.q, attention.k, attention.v, attention.o
     path = f"layers.{attention.layer}.attn"
-    yield f"{path}.qk", _per_head(_grouped(q, len(k)).swapaxes(-1, -2), k[:, None])
+    yield f"{path}.qk", _grouped(q, len(k)).swapaxes(-1, -2), k[:, None]
     if v is not None and o is not None:
-        yield f"{path}.vo", _per_head(_grouped(o, len(v)), v[:, None])
+        yield f"{path}.vo", _grouped(o, len(v)), v[:, None]
 
 
 def _grouped(heads: Array, shared: int) -> Array:
-    """Return `[H_kv, H // H_kv, ...]`, so that a group's keys or values broadcast over its query heads."""
     return heads.reshape(shared, len(heads) // shared, *heads.shape[1:])
 
 
-def _per_head(left: Array, right: Array) -> Spectrum:
-    spectrum = product_singular_values(left, right)
-    k = spectrum.values.shape[-1]
-    return replace(spectrum, values=spectrum.values.reshape(-1, k), error=spectrum.error.reshape(-1, k))
+def _batches(factors: Iterable[Factors]) -> Iterator[list[Factors]]:
+    """Yield factors of one shape together as long as they are small."""
+    batch: list[Factors] = []
+    for path, left, right in factors:
+        if batch and (
+            (left.shape, right.shape) != (batch[0][1].shape, batch[0][2].shape)
+            or len(batch) * (left.nbytes + right.nbytes) >= BATCH_BYTES
+        ):
+            yield batch
+            batch = []
+        batch.append((path, left, right))
+    if batch:
+        yield batch
+
+
+def _products(layers: Iterable[AttentionWeights]) -> Iterator[tuple[str, Spectrum]]:
+    """Yield path and spectra `[head, k]` of every product."""
+    for batch in _batches(factors for layer in layers for factors in _factors(layer)):
+        paths, *sides = zip(*batch, strict=True)
+        left, right = (side[0][None] if len(side) == 1 else np.stack(side) for side in sides)
+        found = product_singular_values(left, right)
+        values, error = (x.reshape(len(batch), -1, x.shape[-1]) for x in (found.values, found.error))
+        yield from ((path, Spectrum(values[i], error[i], found.route)) for i, path in enumerate(paths))
 
 
 def _dtypes(label: str, stored: Mapping[str, str]) -> str:
@@ -240,11 +264,14 @@ def _dtypes(label: str, stored: Mapping[str, str]) -> str:
 
 def _rows(spectra: Sequence[Spectrum]) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Return values and errors `[row, width]`, padded with zeros (which change no measure), and the row lengths."""
-    pairs = [p for s in spectra for p in zip(np.atleast_2d(s.values), np.atleast_2d(s.error), strict=True)]
-    count = np.array([len(values) for values, _ in pairs], dtype=np.int64)
-    table = np.zeros((2, len(pairs), max(count, default=0)))
-    for row, pair in enumerate(pairs):
-        table[:, row, : count[row]] = pair
+    rows = [(np.atleast_2d(s.values), np.atleast_2d(s.error)) for s in spectra]
+    count = np.array([values.shape[1] for values, _ in rows for _ in values], dtype=np.int64)
+    table = np.zeros((2, len(count), max(count, default=0)))
+    at = 0
+    for values, error in rows:
+        here = slice(at, at := at + len(values))
+        table[0, here, : values.shape[1]] = values
+        table[1, here, : values.shape[1]] = error
     return table[0], table[1], count
 
 

@@ -110,12 +110,25 @@ def test_gram_bounds_hold_where_the_gram_route_would_not_be_chosen():
         assert (abs(loose.values - truth) <= loose.error).all()
 
 
+def test_gram_bounds_hold_for_clusters_of_nearly_equal_values():
+    rng = np.random.default_rng(11)
+    for n in (16, 64, 128):
+        for low in (1.0, 1e-5):
+            s = np.where(np.arange(n) < n // 2, 1.0, low)
+            matrix = matrix_with(s, n, rng).astype(np.float32)
+            loose, exact = singular_values(matrix, tol=1.0), singular_values(matrix, exact=True)
+            assert (loose.route, exact.route) == ("gram", "svd")
+            assert (abs(loose.values - exact.values) <= loose.error).all()
+
+
 def test_route_is_squares_when_accurate_and_a_decomposition_when_not():
     rng = np.random.default_rng(0)
     assert singular_values(rng.standard_normal((64, 64))).route == "gram"
     assert singular_values(rng.standard_normal((64, 64)), exact=True).route == "svd"
     assert singular_values(EXACT["geometric to 1e-12"][0]).route == "svd"
     assert singular_values(EXACT["rank 32"][0]).route == "svd"
+    one_unresolved = orthogonal_64() * np.where(GROWING < 64, 1, 2.5e-7)
+    assert singular_values(one_unresolved).route == "svd"
 
 
 def test_small_values_are_neither_floored_nor_lost():
@@ -187,7 +200,7 @@ def test_streaming_never_holds_the_matrix():
 
 
 def test_blocks_that_do_not_make_the_shape_are_refused():
-    part = np.ones((3, 2), np.float32)
+    part = np.random.default_rng(0).standard_normal((3, 2))
     for shape in [(4, 2), (2, 2), (4, 20), (7, 2)]:
         with pytest.raises(ValueError, match=r"rows|broadcast"):
             spectrum_of_rows(lambda: (part,), shape)
@@ -250,7 +263,8 @@ def test_batch_equals_one_by_one_and_mends_only_what_needs_it():
 def test_batch_has_its_limits_tiled_and_its_edges(monkeypatch):
     stack = np.random.default_rng(6).standard_normal((5, 7, 4))
     whole = singular_values_batch(stack).values
-    for tile in (8 * 7 * 4 * 2, 8 * 4 * 3):
+    for cache, tile in ((8 * 7 * 4 * 2, 1 << 20), (0, 1 << 20), (0, 8 * 4 * 3)):
+        monkeypatch.setattr(spectra, "CACHE_BYTES", cache)
         monkeypatch.setattr(spectra, "TILE_BYTES", tile)
         np.testing.assert_allclose(singular_values_batch(stack).values, whole, rtol=1e-12)
     assert singular_values_batch(stack[0]).values.shape == (4,)

@@ -271,6 +271,22 @@ def test_products_equal_the_dense_ones_for_grouped_queries():
             assert found["product_full_rank"][i] == 5
 
 
+def test_layers_of_different_shapes_keep_their_order(monkeypatch):
+    rng = np.random.default_rng(5)
+    layers = [heads(rng, 0), heads(rng, 1), heads(rng, 2, n=2, size=3), heads(rng, 3, n=2, shared=1, size=3)]
+    layers[1].q = layers[1].q[:2]
+    layers[1].o = layers[1].o[:2]
+    dense = [matrix for layer in layers for _, matrices in dense_products(layer) for matrix in matrices]
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(rank, "BATCH_BYTES", limit)
+        found = Rank(k=5).analyze(View({}, layers))
+        assert len(found["product"]) == len(dense)
+        for row, matrix in zip(found["product_singular_values"], dense, strict=True):
+            s = row[~np.isnan(row)]
+            np.testing.assert_allclose(s, np.linalg.svd(matrix, compute_uv=False)[: len(s)], rtol=1e-9)
+        np.testing.assert_array_equal(found["product_full_rank"], [5] * 12 + [3] * 8)
+
+
 def test_products_need_both_factors_and_can_be_turned_off():
     rng = np.random.default_rng(3)
     layers = [heads(rng, layer) for layer in range(3)]
