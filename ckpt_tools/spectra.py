@@ -5,8 +5,8 @@ less than an SVD and need only the small Gram matrix in float64. Squaring loses 
 
     delta_i = eps * ((8 + sqrt(n) / 2) * lambda_1 + 200 * lambda_i)
 
-(n the short side), hence a singular value to `delta_i / (2 s_i)`. Weyl's inequality gives the form; the constants hold
-at least 1.6 times the worst ratio measured over flat, power-law, geometric, spiked and clustered spectra, n = 2 to 768, dense and
+(n the short side), hence a singular value to `delta_i / (2 s_i)`. Weyl's inequality gives the form; the constants are
+at least 1.6 times the worst seen over flat, power-law, geometric, spiked and clustered spectra, n = 2 to 768, dense and
 graded, rounded to float32 and float16 or not. Where some value is not resolved from zero, or the bounds add up to more
 than `tol` of the nuclear norm, the singular values come from a decomposition of the matrix itself, good to a few
 `eps * s_1`. Eigenvalues are never floored: a spectrum is either resolved or decomposed.
