@@ -74,3 +74,40 @@ def _doc(analyzer: type[Analyzer]) -> str:
     import inspect
 
     return inspect.getdoc(analyzer) or "No description."
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Option of the analyzer to check with.")
+@click.pass_obj
+def check(registry: Registry, name: str, settings: tuple[str, ...]) -> int:
+    """Run the conformance checks on analyzer NAME; exit code 1 when one fails."""
+    from ..testing import Blocked, NonConformance, NotApplicable, analyzer_checks
+
+    options = dict(text.partition("=")[::2] for text in settings)
+    failed = 0
+    for bound in analyzer_checks(registry.analyzer(name), **options):
+        try:
+            bound.verdict()
+            verdict = "ok"
+        except NotApplicable as reason:
+            verdict = f"-       {reason}"
+        except Blocked as reason:
+            verdict = f"blocked {reason}"
+        except NonConformance as reason:
+            failed += 1
+            verdict = f"FAILED  {reason}"
+        click.echo(f"{bound.name:<32} {verdict}")
+    click.echo(f"{name}: {failed} check(s) failed" if failed else f"{name}: conforms")
+    return 1 if failed else 0
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(), help="Folder to create (default: ckpt-NAME).")
+def new(name: str, out: str | None) -> None:
+    """Write a plugin distribution with one analyzer NAME, its test and its pyproject.toml."""
+    from .scaffold import write_plugin
+
+    folder = write_plugin(name, out)
+    click.echo(f"{folder}: try\n  pip install -e {folder}\n  ckpt plugins check {name}\n  pytest {folder}")
