@@ -250,7 +250,13 @@ def _tables(one: Chosen) -> list[list[Variable]]:
     for v in one.variables:
         alone = len(v.dims) > 1 and len(one.group.steps) != 1
         tables.setdefault((v.dims, v.is_text, v.name if alone else ""), []).append(v)
-    return list(tables.values())
+    return [part for table in tables.values() for part in _parts(table)]
+
+
+def _parts(table: list[Variable]) -> Iterator[list[Variable]]:
+    """Cut a table of outputs side by side into parts that fit a line."""
+    width = _ONE_STEP_COLUMNS if len(table[0].dims) > 1 else len(table)
+    yield from (table[i : i + width] for i in range(0, len(table), width))
 
 
 def _print_table(console: Console, one: Chosen, variables: Sequence[Variable]) -> None:

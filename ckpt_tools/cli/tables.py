@@ -22,6 +22,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-=+*#@"
 MOST_ROWS = 100
 _FLAT = 1e-12
+_LONG_HEAD = 10
 
 
 def printable(text: str) -> str:
@@ -74,7 +75,7 @@ def _row_name(dims: Sequence[str], cell: Iterable[Any]) -> str:
 def over_steps(console: Console, title: str, names: Sequence[str], series: Sequence[NDArray[Any]]) -> None:
     """Print one row per series, each `[step]`: first, last, min, max and a sparkline; of texts first and last."""
     text, blocks = len(series) > 0 and series[0].dtype.kind == "U", _blocks(console)
-    table = _table(title, ["first", "last"] if text else ["first", "last", "min", "max"])
+    table = _table(console, names, ["first", "last"] if text else ["first", "last", "min", "max"])
     if not text:
         table.add_column("over steps", no_wrap=True)
     width = 16 if console.width < 100 else 32
@@ -83,15 +84,15 @@ def over_steps(console: Console, title: str, names: Sequence[str], series: Seque
         if not text:
             cells += [*map(number, _range(values)), sparkline(values, width, blocks)]
         _add(table, name, cells)
-    _print(console, table, len(names))
+    _print(console, title, table, len(names))
 
 
 def at_one_step(console: Console, title: str, names: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
     """Print one row per name and one column per output, each `[row]`, of a single checkpoint."""
-    table = _table(title, list(columns))
+    table = _table(console, names, [_broken(name) for name in columns])
     for name, values in _shown(names, list(zip(*columns.values(), strict=True))):
         _add(table, name, [number(value) for value in values])
-    _print(console, table, len(names))
+    _print(console, title, table, len(names))
 
 
 def _shown(names: Sequence[str], rows: Any) -> Iterable[tuple[str, Any]]:
@@ -107,14 +108,19 @@ def _range(values: NDArray[Any]) -> tuple[Any, Any]:
     return (known.min(), known.max()) if known.size else (np.nan, np.nan)
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def _broken(name: str) -> str:
+    """Return a long name broken after underscores, to head a column of numbers."""
+    return name.replace("_", "_\n") if len(name) > _LONG_HEAD else name
+
+
+def _table(console: Console, names: Sequence[str], columns: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    table.pad_edge = False
-    table.add_column("", overflow="fold", min_width=8)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    longest = max(map(len, names[:MOST_ROWS]), default=0)
+    table.add_column("", overflow="fold", min_width=min(longest, console.width // 3))
     for column in columns:
         table.add_column(Text(column), justify="right", overflow="fold")
     return table
@@ -126,7 +132,10 @@ def _add(table: Table, name: str, cells: Sequence[str]) -> None:
     table.add_row(Text(name), *(Text(cell) for cell in cells))
 
 
-def _print(console: Console, table: Table, rows: int) -> None:
+def _print(console: Console, title: str, table: Table, rows: int) -> None:
+    from rich.text import Text
+
+    console.print(Text(title, style="bold"))
     console.print(table)
     if rows > MOST_ROWS:
         console.print(f"{rows - MOST_ROWS} more rows; --matrices GLOB narrows the choice, --json prints all.")

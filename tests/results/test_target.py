@@ -5,11 +5,14 @@ import stat
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
+from ckpt_tools.analyzer import Analyzer, Out
 from ckpt_tools.errors import ResultsError
-from ckpt_tools.results import check_target
+from ckpt_tools.results import Group, check, check_target, write_results
 from ckpt_tools.results.sink import Sink
 from ckpt_tools.results.target import replacing
 
@@ -135,6 +138,38 @@ def test_a_refused_write_is_kept_and_told_once_asked(tmp_path, small_files):
     with pytest.raises(OSError, match="File too large"):
         sink.sync()
     sink.close()
+
+
+class Endless:
+    """Records made on demand; notes which were asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(index)
+        self.asked.append(index)
+        return check(Noise(), {"x": np.random.default_rng(index).random(20_000)}, "here", step=index)
+
+
+class Noise(Analyzer):
+    """Numbers that do not compress."""
+
+    name = "noise"
+    outputs: ClassVar = {"x": Out(("i",))}
+
+
+def test_a_full_disk_ends_the_work_at_once(tmp_path, small_files, monkeypatch):
+    monkeypatch.setattr("ckpt_tools.results.writer._BLOCK_BYTES", 1)
+    records = Endless()
+    group = Group.of(Noise(), records)
+    with pytest.raises(ResultsError, match="File too large"):
+        write_results(tmp_path / "r.h5", [group])
+    assert len(records.asked) < 1.5 * len(records)
 
 
 FULL_DISK = """
