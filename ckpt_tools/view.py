@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,6 @@ class View:
         """Return the singular values of a matrix; computed once and shared by all analyzers of the pass."""
         return self._weights.spectrum(name)
 
-    def attention(self) -> list[AttentionWeights]:
-        """Return q, k, v, o by head for every layer whose roles and head count are known."""
+    def attention(self) -> Iterator[AttentionWeights]:
+        """Yield q, k, v, o by head, layer by layer, where roles and head count are known."""
         return self._weights.attention()

@@ -131,11 +131,12 @@ class Weights:
             rows = slice(start, min(start + step, info.shape[0]))
             yield self.checkpoint.read(info.tensor, rows).reshape(-1, info.shape[1])
 
-    def attention(self) -> list[AttentionWeights]:
-        """Return the attention weights of every layer whose q and k are selected and whose head count is known."""
-        layers = sorted({i for n in self.names if (i := self.layout.matrices[n].layer) is not None})
-        found = (self._attention_of(layer) for layer in layers)
-        return [a for a in found if a is not None]
+    def attention(self) -> Iterator[AttentionWeights]:
+        """Yield the attention weights of every layer whose q and k are selected and whose head count is known."""
+        for layer in sorted({i for n in self.names if (i := self.layout.matrices[n].layer) is not None}):
+            found = self._attention_of(layer)
+            if found is not None:
+                yield found
 
     def _attention_of(self, layer: int) -> AttentionWeights | None:
         heads, shared = self.layout.facts.get("n_heads"), self.layout.facts.get("n_kv_heads")
