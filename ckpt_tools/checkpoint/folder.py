@@ -20,7 +20,7 @@ from .steps import count_steps
 CONFIG, RUN = "config.json", "run.json"
 WEIGHTS = ("model.safetensors",)
 INDEX = re.compile(r"(.+)\.index\.json")
-_STATE = re.compile(r"(optimizer|optim|scheduler|scaler|rng_state|random_states|training_args|trainer_state|probe)\b")
+_STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|probe)(?![a-z])")
 _WEIGHT_LIKE = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|hdf5|keras|msgpack|gguf|npz|index\.json)")
 _SNIFFED = 200
 
@@ -84,13 +84,11 @@ def _nothing_found(folder: Path, names: Collection[str], refused: list[str]) -> 
     if not names:
         return SourceError(f"{folder} is an empty folder; expected a checkpoint or step folders in it.")
     folders = [name for name in sorted(names) if not name.startswith(".") and (folder / name).is_dir()]
-    inside = f" Perhaps one of its folders is meant: {_some(folders)}." if folders else ""
+    hint = f" Perhaps one of its folders is meant: {_some(folders)}." if folders else ""
     if not refused:
-        return SourceError(
-            f"{folder} holds no weights and no step folders.{inside or f' Only {_some(sorted(names))}.'}"
-        )
+        return SourceError(f"{folder} holds no weights and no step folders.{hint or f' Only {_some(sorted(names))}.'}")
     more = f" ({len(refused) - 1} more files hold no weights either)" if len(refused) > 1 else ""
-    return FormatError(f"{folder} holds no weights that can be read: {refused[0]}{more}{inside}")
+    return FormatError(f"{folder} holds no weights that can be read: {refused[0]}{more}{hint}")
 
 
 def _refuse_trajectory(folder: Path, names: Collection[str]) -> None:

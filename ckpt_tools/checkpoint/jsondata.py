@@ -49,10 +49,19 @@ def read_small(path: Path, limit: int = MAX_JSON) -> bytes:
         return file.read(0, file.size)
 
 
+def short(value: Any) -> str:
+    """Return a stranger's value as text of at most 80 characters, control characters escaped."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something deeply nested"
+    return text if len(text) <= 80 else text[:76] + " ..."
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {again!r} occurs twice")
+        raise ValueError(f"the key {short(again)} occurs twice")
     return found

@@ -49,8 +49,9 @@ def open_checkpoint(
     nothing to open, FormatError that says what was found when it cannot be read.
     """
     path = Path(path) if isinstance(path, str) else path
-    name = path.name if path.name not in ("", "..") else Path(os.path.abspath(path)).name
     opened = _open(path, run)
+    named = path.parent if path.name in WEIGHTS else path
+    name = named.name if named.name not in ("", "..") else Path(os.path.abspath(named)).name
     number = step if step is not None else step_in_name(name) or 0
     return Checkpoint(path, opened, step=number, label=label or name, hashing=hashing)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import FormatError
 from .dtypes import DTYPES, SAFETENSORS, SUB_BYTE_BITS
-from .jsondata import parse_object
+from .jsondata import parse_object, short
 from .localfile import LocalFile
 from .raw import Extent, RawSource, TensorTable
 from .source import Skip, key_of
@@ -141,14 +141,14 @@ def _entry(name: str, value: Any) -> _Entry:
     if not name.isascii():
         _check_text(name)
     if not (isinstance(value, dict) and value.keys() == {"dtype", "shape", "data_offsets"}):
-        raise FormatError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
+        raise FormatError(f"tensor {short(name)} is not described by dtype, shape and data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(code, str):
-        raise FormatError(f"tensor {name!r} has dtype {code!r}")
+        raise FormatError(f"tensor {short(name)} has dtype {short(code)}")
     if not _naturals(shape):
-        raise FormatError(f"tensor {name!r} has shape {_short(shape)}, expected a list of integers from 0")
+        raise FormatError(f"tensor {short(name)} has shape {short(shape)}, expected a list of integers from 0")
     if not (_naturals(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
-        raise FormatError(f"tensor {name!r} has data_offsets {_short(offsets)}, expected [begin, end]")
+        raise FormatError(f"tensor {short(name)} has data_offsets {short(offsets)}, expected [begin, end]")
     begin, end = offsets
     skip = _check_size(name, code, shape, end - begin)
     return _Entry(name, SAFETENSORS.get(code, code), tuple(shape), begin, end, skip)
@@ -160,15 +160,15 @@ def _check_size(name: str, code: str, shape: list[int], nbytes: int) -> str:
         return f"it has {len(shape)} dimensions, arrays have at most {_MAX_DIMS}"
     count = prod(shape)
     if code not in SAFETENSORS and code not in SUB_BYTE_BITS:
-        return f"its dtype {code[:40]!r} is unknown"
+        return f"its dtype {short(code)} is unknown"
     bits = count * (SUB_BYTE_BITS.get(code) or 8 * DTYPES[SAFETENSORS[code]].stored.itemsize)
     if bits != 8 * nbytes:
-        raise FormatError(f"tensor {name!r} ({code} {_short(shape)}) needs {-(-bits // 8):,} bytes, has {nbytes:,}")
+        raise FormatError(f"tensor {short(name)} ({code} {short(shape)}) needs {-(-bits // 8):,} bytes, has {nbytes:,}")
     if code in SUB_BYTE_BITS:
         return f"its dtype {code} packs several elements into a byte"
     # numpy refuses (0, 2**62): it multiplies the other axes all the same.
     if 16 * prod(n for n in shape if n) > _MAX_BYTES:
-        return f"its shape {_short(shape)} is too large for an array"
+        return f"its shape {short(shape)} is too large for an array"
     return ""
 
 
@@ -176,9 +176,9 @@ def _check_coverage(entries: list[_Entry]) -> None:
     end, last = 0, None
     for entry in entries:
         if entry.begin < end and last:
-            raise FormatError(f"tensors {last.name!r} and {entry.name!r} overlap at byte {entry.begin:,}")
+            raise FormatError(f"tensors {short(last.name)} and {short(entry.name)} overlap at byte {entry.begin:,}")
         if entry.begin > end:
-            raise FormatError(f"a hole of {entry.begin - end:,} bytes lies before tensor {entry.name!r}")
+            raise FormatError(f"a hole of {entry.begin - end:,} bytes lies before tensor {short(entry.name)}")
         end, last = entry.end, entry
 
 
@@ -194,13 +194,8 @@ def _check_text(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise FormatError(f"tensor name {name!r} is not valid Unicode") from None
+        raise FormatError(f"tensor name {short(name)} is not valid Unicode") from None
 
 
 def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_BYTES for n in value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else text[:76] + " ..."

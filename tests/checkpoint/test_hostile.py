@@ -59,6 +59,9 @@ HEADERS: dict[str, tuple[Any, bytes, str]] = {
         "'a' occurs twice",
     ),
     "duplicate field": (b'{"a":{"dtype":"F32","dtype":"F64","shape":[1],"data_offsets":[0,8]}}', b"\0" * 8, "twice"),
+    "a name of a megabyte": ({"a" * 2**20: {**F32, "shape": [3]}}, b"\0" * 8, "needs 12 bytes, has 8"),
+    "a type of a megabyte": (entry(dtype=["F" * 2**20]), b"\0" * 8, "has dtype"),
+    "nested as deep as the parser goes": (entry(shape=json.loads("[" * 900 + "]" * 900)), b"", "has shape"),
     "deep": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, b"", "too deeply"),
     "not UTF-8": (b'{"\xff\xfe":1}', b"", "not valid JSON"),
     "lone surrogate": (b'{"\\ud800":' + json.dumps(F32).encode() + b"}", b"\0" * 8, "not valid Unicode"),
@@ -81,6 +84,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "zip": (b"PK\x03\x04" + b"\0" * 30, "a zip archive"),
     "pickle": (b"\x80\x04\x95\x10", "a Python pickle"),
     "JSON": (b'{"error": {"not": "found"}}', "JSON text"),
+    "JSON with a brace where a header begins": (b'{"oops":{"not": "found"}}', "JSON text"),
 }
 
 

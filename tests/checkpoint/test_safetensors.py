@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_opened_or_ends_early_is_named(tmp_path, one):
         file.read(0, 10_000)
     os.close(file._fd)
     for read in (lambda: file.read(0, 4), lambda: file.read_into(0, memoryview(bytearray(4)))):
-        with pytest.raises(SourceError, match="Cannot read .*: Bad file descriptor"):
+        with pytest.raises(SourceError, match=r"Cannot read .*: Bad file descriptor"):
             read()
     file._fd = -1
 
