@@ -28,9 +28,10 @@ from .target import replacing
 SCHEMA = "ckpt-results"
 SCHEMA_VERSION = 1
 TRAJECTORY = "trajectory"
-# A chunk holds whole steps and fits HDF5's cache of 1 MiB per dataset several times over.
+# A chunk fits its dataset's cache several times over; a block is what is stacked in memory at once.
 _CHUNK_BYTES = 2**18
-_BLOCK_BYTES = 2**25
+_CACHE_BYTES = 2**20
+_BLOCK_BYTES = 2**22
 _LIBRARIES = {"torch": "torch", "scipy": "scipy", "sklearn": "scikit-learn", "transformers": "transformers"}
 
 
@@ -114,7 +115,7 @@ def _require_names(groups: Iterable[Group]) -> None:
 def _build(sink: Sink, groups: Iterable[Group], attrs: Mapping[str, Any], trajectory: Trajectory | None) -> None:
     import h5py
 
-    with h5py.File(sink, "w", libver=("earliest", "v110"), track_order=True) as file:
+    with h5py.File(sink, "w", libver=("earliest", "v110"), track_order=True, rdcc_nbytes=_CACHE_BYTES) as file:
         put(file, _root_facts(attrs, trajectory))
         if trajectory is not None:
             _write_trajectory(file, trajectory)

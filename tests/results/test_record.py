@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -196,3 +198,10 @@ def test_a_summary_becomes_plain_data():
     assert str(caught.value).count("\n") == 2
     with pytest.raises(PluginError, match="expected a dict of facts"):
         check_summary(Rank(), None, "run")
+
+
+def test_records_travel_between_processes():
+    record = check(Rank(), good(), "here", step=4)
+    copy = pickle.loads(pickle.dumps(record))
+    assert (copy.step, copy.labels) == (record.step, record.labels)
+    assert all(np.array_equal(copy.values[name], value) for name, value in record.values.items())
