@@ -92,6 +92,7 @@ def _out_faults(cls: type[Analyzer], key: str, out: Any) -> list[str]:
         return [*faults, f"output {key!r}: dims must be a tuple, as in dims=({out.dims!r},)"]
     if key in out.dims or "step" in (key, *out.dims):
         faults.append(f"output {key!r}: a name cannot be both output and dimension, and 'step' is added by the runner")
+    faults += [f"output {key!r}: dimension {d!r} is not an identifier" for d in out.dims if not str(d).isidentifier()]
     if len(set(out.dims)) != len(out.dims):
         faults.append(f"output {key!r}: dims repeat")
     if out.dtype not in DTYPES:

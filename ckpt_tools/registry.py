@@ -37,6 +37,7 @@ class Plugin:
     origin: str
     version: str
     load: Callable[[], Any]
+    distribution: str = ""
     cheap: bool = False
     analyzers: list[type[Analyzer]] = field(default_factory=list)
     families: list[type[Family]] = field(default_factory=list)
@@ -176,13 +177,13 @@ def _from_entry_point(entry: EntryPoint) -> Plugin:
     dist = entry.dist
     name, version = (dist.name, dist.version) if dist else ("unknown", "")
     cheap = entry.value.startswith(f"{PROJECT}.")
-    return Plugin(entry.name, f"{name} {version} ({entry.value})", version, entry.load, cheap)
+    return Plugin(entry.name, f"{name} {version} ({entry.value})", version, entry.load, name, cheap)
 
 
 def _from_file(path: Path) -> Plugin:
     if not path.is_file():
         raise PluginError(f"--plugin-file {path}: no such file.")
-    plugin = Plugin(path.stem, str(path), "", lambda: _import_file(path)).ensure()
+    plugin = Plugin(path.stem, str(path), "", lambda: _import_file(path), distribution=str(path)).ensure()
     if plugin.broken:
         raise PluginError(f"--plugin-file {path}: {plugin.broken}")
     return plugin

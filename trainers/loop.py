@@ -18,11 +18,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ckpt_tools import Family, Option, RunError, RunInfo, RunWriter, is_run, read_run
 
 from .settings import Plan, plan, settings
+from .tasks import Batch
 from .training import Training, tied
 
 RESUME_FILE = "resume.pt"
@@ -32,12 +33,17 @@ OnStep = Callable[[int, int, Mapping[str, float]], None]
 
 
 class TrainedFamily(Family):
-    """A family that this loop trains: it also says how its weights start."""
+    """A family that this loop trains: it also says how its weights start and which logits are scored."""
 
     @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
         """Fill the weights of a built module from a generator."""
         raise NotImplementedError(f"family {cls.name!r} must define init(module, config, generator)")
+
+    @classmethod
+    def scored(cls, module: Any, batch: Batch) -> Tensor:
+        """Return the logits of a batch where the task scores them; a family may leave out the other positions."""
+        return cls.forward(module, batch).logits
 
     @classmethod
     def settings(cls, task: str) -> Mapping[str, Option]:

@@ -67,7 +67,7 @@ def declared(family: type[Family], task: type[Task]) -> dict[str, Option]:
 def settings(family: type[Family], task: str) -> dict[str, Option]:
     """Return every setting of training a family on a task, with the defaults the task gives."""
     kind = task_class(task)
-    defaults = _defaults(kind())
+    defaults = kind().defaults()
     return {
         name: replace(entry, default=defaults.get(name, entry.default))
         for name, entry in declared(family, kind).items()
@@ -84,22 +84,22 @@ def plan(family: type[Family], task: str, values: Mapping[str, Any]) -> Plan:
             f"Training {family.name} on {task} has no setting {unknown[0]!r}.{nearest(unknown[0], known)}"
         )
     chosen = kind.parse(_of(kind, values))
-    values = {**_defaults(chosen), **values}
+    values = {**chosen.defaults(), **values}
     config = family.Config.parse(_of(family.Config, values))
-    _check_size(config, chosen, "vocabulary")
-    _check_size(config, chosen, "context")
+    _fit_size(config, chosen, "vocabulary")
+    _fit_size(config, chosen, "context")
     return Plan(config, chosen, Loop.parse(_of(Loop, values)))
-
-
-def _defaults(task: Task) -> dict[str, Any]:
-    return {"vocabulary": task.vocabulary, "context": task.context, **task.defaults()}
 
 
 def _of(options: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in options.declared}
 
 
-def _check_size(config: Options, task: Task, name: str) -> None:
-    size, least = getattr(config, name, None), getattr(task, name)
-    if size is not None and size < least:
+def _fit_size(config: Options, task: Task, name: str) -> None:
+    if name not in config.declared:
+        return
+    size, least = getattr(config, name), getattr(task, name)
+    if size is None:
+        setattr(config, name, least)
+    elif size < least:
         raise OptionError(f"Task {task.name} needs {name} of at least {least}. Got {size} instead.")

@@ -61,7 +61,7 @@ class Training:
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Return the task's metrics of the current weights."""
         with torch.no_grad():
-            return self.plan.task.metrics(self.family.forward(self.module, batch).logits, batch)
+            return self.plan.task.metrics(self.family.scored(self.module, batch), batch)
 
     def update(self, loss: Tensor) -> None:
         """Take one step down the gradient of the loss."""

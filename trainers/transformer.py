@@ -83,11 +83,15 @@ class Config(Options):
         return self.vocabulary, self.context
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Return `x` [..., T, d] with each pair (x_i, x_{i + d/2}) turned by angle t * 10000^(-2i/d) (RoPE, 2104.09864)."""
+def rotate(x: Tensor, start: int = 0) -> Tensor:
+    """Return `x` [..., T, d] with each pair (x_i, x_{i + d/2}) turned by angle t * 10000^(-2i/d) (RoPE, 2104.09864).
+
+    Positions t count from `start`.
+    """
     half = x.shape[-1] // 2
     rates = 10000.0 ** (-torch.arange(half, dtype=x.dtype, device=x.device) / half)
-    angles = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)[:, None] * rates  # [T, d/2]
+    t = torch.arange(start, start + x.shape[-2], dtype=x.dtype, device=x.device)
+    angles = t[:, None] * rates  # [T, d/2]
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1)
 
@@ -104,7 +108,10 @@ def attend(scores: Tensor, prior: Tensor, kind: str) -> Tensor:
 
 
 class Attention(nn.Module):
-    """[B, T, d] and log weights of the keys [T, T] to [B, T, d] and the attention maps [B, h, T, T]."""
+    """Queries at the last Q positions of x [B, T, d] to [B, Q, d] and the attention maps [B, h, Q, T].
+
+    `prior` [Q, T] is the log weight of each key for each query.
+    """
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -164,14 +171,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         y, maps = self.attn(self.attn.norm(x) if self.pre else x, prior)
-        x = self.join(x, y, self.attn.norm)
+        x = self.join(x[:, -len(prior) :], y, self.attn.norm)
         if self.mlp is not None:
             x = self.join(x, self.mlp(self.mlp.norm(x) if self.pre else x), self.mlp.norm)
         return x, maps
 
 
 class Model(nn.Module):
-    """Tokens [B, T] to Activations; `key_log_weight` [T] is added to all scores of a key."""
+    """Tokens [B, T] to Activations; `key_log_weight` [T] is added to all scores of a key.
+
+    With `last`, the last block and the unembedding run at the last position only and logits are [B, 1, v].
+    """
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -185,17 +195,20 @@ class Model(nn.Module):
         if c.tied:
             self.unembed.weight = self.embed.weight
 
-    def forward(self, tokens: Tensor, key_log_weight: Tensor | None = None, record: bool = False) -> Activations:
+    def forward(
+        self, tokens: Tensor, key_log_weight: Tensor | None = None, *, record: bool = False, last: bool = False
+    ) -> Activations:
         x = self.embed(tokens)  # [B, T, d]
         if self.position is not None:
             x = x + self.position.weight[: tokens.shape[1]]
         prior = self.prior(x, key_log_weight)
         hidden, attention = [x], []
-        for block in self.layers:
-            x, maps = block(x, prior)
+        for i, block in enumerate(self.layers, start=1):
+            x, maps = block(x, prior[-1:] if last and i == len(self.layers) else prior)
             if record:
                 hidden.append(x)
                 attention.append(maps)
+        x = x[:, -1:] if last else x
         return Activations(self.unembed(self.norm(x)), tuple(hidden) if record else (), tuple(attention))
 
     def prior(self, x: Tensor, key_log_weight: Tensor | None) -> Tensor:
@@ -210,6 +223,11 @@ class Model(nn.Module):
         return prior
 
 
+def about_last(targets: Tensor) -> bool:
+    """Return whether targets lack the T axis, and so are about the last position only."""
+    return targets.dim() == (2 if targets.is_floating_point() else 1)
+
+
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Return the weighted cross entropy in nats of logits [B, T, v].
 
@@ -218,7 +236,7 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """
     targets = batch["targets"]
     soft = targets.is_floating_point()
-    if targets.dim() == (2 if soft else 1):
+    if about_last(targets):
         logits = logits[:, -1]
     log_p = logits.log_softmax(-1)
     # Ids at positions that are not scored may be negative.
@@ -289,9 +307,16 @@ class Transformer(TrainedFamily):
         return shown
 
     @classmethod
+    def scored(cls, module: Any, batch: Batch) -> Tensor:
+        """Return the logits that the loss needs: [B, T, v], or [B, 1, v] for targets about the last position."""
+        last = about_last(batch["targets"])
+        shown: Activations = module(batch["tokens"], batch.get("key_log_weight"), last=last)
+        return shown.logits
+
+    @classmethod
     def loss(cls, module: Any, batch: Batch) -> Tensor:
         """Return the cross entropy in nats, see `cross_entropy`."""
-        return cross_entropy(cls.forward(module, batch).logits, batch)
+        return cross_entropy(cls.scored(module, batch), batch)
 
 
 def spread(c: Config, name: str, d_in: int) -> float:

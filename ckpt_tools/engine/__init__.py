@@ -87,7 +87,7 @@ def _group(plan: Plan, found: Pass, analyzer: Analyzer) -> Group:
     facts: dict[str, Any] = {}
     for plugin in plan.registry.plugins:
         if type(analyzer) in plugin.analyzers:
-            facts = {"distribution": plugin.origin, "distribution_version": plugin.version}
+            facts = {"distribution": plugin.distribution, "distribution_version": plugin.version}
     skipped = [(s.name, s.reason) for s in found.skipped.values()]
     return Group.of(analyzer, series, summary=summary, skipped=skipped, **facts)
 

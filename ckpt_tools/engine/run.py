@@ -71,8 +71,7 @@ class Runner:
             other = self._reference_step(analyzer.reference, position)
             reference = self._view(analyzer, other, *self.weights_of(other))
         view = self._view(analyzer, step, *self.weights_of(step), reference)
-        where = f"analyzer {analyzer.name!r} at step {step} of {self.plan.trajectory.path}"
-        return check(analyzer, analyzer.analyze(view), where, step=step)
+        return check(analyzer, analyzer.analyze(view), f"step {step} of {self.plan.trajectory.path}", step=step)
 
     def _view(
         self, analyzer: Analyzer, step: int, weights: Weights, resolved: Resolved, reference: View | None = None

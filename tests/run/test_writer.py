@@ -221,6 +221,7 @@ def test_resume_cuts_metrics_and_replaces_checkpoints(tmp_path: Path) -> None:
     run.save(2, {"a": torch.full((2,), -1.0)}, {"loss": 20})
     run.finish()
     assert read_metrics(tmp_path / "run")["loss"].tolist() == [0, 1, 20]
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3
     assert load_file(tmp_path / "run/step-000002/model.safetensors")["a"].tolist() == [-1, -1]
     assert not list((tmp_path / "run").glob(".*"))
 

@@ -168,6 +168,16 @@ def test_rotary_scores_depend_on_distance_only() -> None:
     assert scores[0].std() > 1e-2
 
 
+@each_case
+def test_loss_at_the_last_position_equals_that_of_all(switches: dict[str, Any]) -> None:
+    module, data = model(switches), batch()
+    data |= {"key_log_weight": torch.arange(5.0).double(), "targets": data["targets"][:, -1]}
+    del data["weights"]
+    full = cross_entropy(Transformer.forward(module, data).logits, data)
+    assert Transformer.scored(module, data).shape == (3, 1, 7)
+    torch.testing.assert_close(Transformer.loss(module, data), full, rtol=0, atol=1e-13)
+
+
 # torch builds its tables for jvp with its own deprecated torch.jit.script.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @each_case

@@ -53,7 +53,10 @@ class Task(Options):
         return take(examples, torch.arange(min(self.probe_size, len(examples["tokens"]))))
 
     def metrics(self, logits: Tensor, batch: Batch) -> dict[str, float]:
-        """Return numbers beside the loss, computed where a checkpoint is saved. `logits` is [B, T, v]."""
+        """Return numbers beside the loss, computed where a checkpoint is saved.
+
+        `logits` is [B, T, v], or [B, 1, v] when the targets are about the last position.
+        """
         return {}
 
 
