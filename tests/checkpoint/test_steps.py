@@ -77,6 +77,10 @@ def test_log_gives_as_many_as_asked_with_both_ends(steps, count):
     assert (chosen[0], chosen[-1]) == (steps[0], steps[-1])
 
 
+def test_log_leaves_room_for_the_picks_to_come():
+    assert select_steps([1, 2, 9, 10, 1000], "log:4") == [1, 9, 10, 1000]
+
+
 def test_log_is_evenly_spaced_in_the_logarithm():
     chosen = select_steps(range(100_001), "log:32")
     ratios = [b / a for a, b in zip(chosen[-15:], chosen[-14:], strict=False)]

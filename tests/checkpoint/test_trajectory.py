@@ -118,6 +118,9 @@ def test_a_run_of_our_own_writer(tmp_path):
         assert checkpoint.config == {"d_model": 3, "ckpt_family": "toy"}
         assert checkpoint.aliases == {"head": "embed"}
         np.testing.assert_array_equal(checkpoint.read("head"), W * 5)
+    (tmp_path / "run" / "run.json").rename(tmp_path / "away")
+    with trajectory.checkpoint(10) as checkpoint:  # what was read once is not looked for again
+        assert checkpoint.config == {"d_model": 3, "ckpt_family": "toy"}
     metrics = trajectory.metrics([5, 10])
     assert metrics["loss"] == [1 / 6, 1 / 11] and set(metrics) == {"loss", "accuracy"}
     assert math.isnan(metrics["accuracy"][0]) and metrics["accuracy"][1] == 0.25
