@@ -124,13 +124,16 @@ class Attention(nn.Module):
         self.v = nn.Linear(c.d_model, c.heads * width, bias=c.bias) if c.use_v else nn.Identity()
         self.o = nn.Linear(c.heads * width, c.d_model, bias=c.bias) if c.use_o else nn.Identity()
 
+    def split(self, x: Tensor) -> Tensor:
+        """Return [B, T, h * w] as [B, h, T, w]."""
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
     def forward(self, x: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = (
-            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)
-        )  # [B, h, T, w]
+        start = x.shape[1] - prior.shape[0]
+        q, k, v = self.split(self.q(x[:, start:])), self.split(self.k(x)), self.split(self.v(x))
         if self.rotary:
-            q, k = rotate(q), rotate(k)
-        maps = attend(self.scale * q @ k.transpose(-1, -2), prior, self.kind)  # [B, h, T, T]
+            q, k = rotate(q, start), rotate(k)
+        maps = attend(self.scale * q @ k.transpose(-1, -2), prior, self.kind)  # [B, h, Q, T]
         return self.o((maps @ v).transpose(1, 2).flatten(-2)), maps
 
 

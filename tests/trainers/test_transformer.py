@@ -175,6 +175,8 @@ def test_loss_at_the_last_position_equals_that_of_all(switches: dict[str, Any]) 
     del data["weights"]
     full = cross_entropy(Transformer.forward(module, data).logits, data)
     assert Transformer.scored(module, data).shape == (3, 1, 7)
+    maps = module(data["tokens"], record=True, last=True).attention
+    assert [m.shape[2] for m in maps] == [5, 1][2 - Config(**{**SMALL, **switches}).layers :]
     torch.testing.assert_close(Transformer.loss(module, data), full, rtol=0, atol=1e-13)
 
 
