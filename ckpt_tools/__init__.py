@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .spectra import Spectrum as Spectrum
     from .spectra import product_singular_values as product_singular_values
     from .spectra import singular_values as singular_values
+    from .view import BatchView as BatchView
     from .view import View as View
     from .weights import AttentionWeights as AttentionWeights
 
@@ -61,7 +62,7 @@ _PUBLIC = {
     "roles": ("RoleTable", "Rule", "WeightInfo", "module", "modules"),
     "run": ("RunInfo", "RunWriter", "Schedule", "is_run", "read_run"),
     "spectra": ("Spectrum", "product_singular_values", "singular_values"),
-    "view": ("View",),
+    "view": ("BatchView", "View"),
     "weights": ("AttentionWeights",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

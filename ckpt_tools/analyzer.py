@@ -10,7 +10,6 @@ from .options import Options
 
 if TYPE_CHECKING:
     from .results.series import Series
-    from .view import View
 
 NEEDS = ("weights", "forward", "loss")
 REFERENCES = ("first", "previous", "last")
@@ -49,8 +48,11 @@ class Analyzer(Options):
     batched: ClassVar[bool] = False
     invariant_to: ClassVar[frozenset[str] | set[str]] = frozenset()
 
-    def analyze(self, view: View) -> Mapping[str, Any]:
-        """Return every declared output of one checkpoint, and labels for the dimensions that have them."""
+    def analyze(self, view: Any) -> Mapping[str, Any]:
+        """Return every declared output of one checkpoint, and labels for the dimensions that have them.
+
+        `view` is a `View`, or a `BatchView` when the class is `batched`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define analyze(self, view)")
 
     def summarize(self, series: Series) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,3 +92,55 @@ class View:
     def attention(self) -> Iterator[AttentionWeights]:
         """Yield q, k, v, o by head, layer by layer, where roles and head count are known."""
         return self._weights.attention()
+
+
+class BatchView:
+    """A block of checkpoints of one layout, as a `batched` analyzer sees it: every array leads with a step axis.
+
+    `steps` are the steps of the block; `reference` is the block of reference checkpoints, one per step.
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self._views = views
+        self.steps = [view.step for view in views]
+        self.config = views[0].config
+
+    @property
+    def reference(self) -> BatchView:
+        """The reference checkpoint of every step."""
+        return BatchView([view.reference for view in self._views])
+
+    def matrix_names(self) -> list[str]:
+        """Names of the selected canonical matrices, in model order."""
+        return self._views[0].matrix_names()
+
+    def matrices(self) -> Mapping[str, Array]:
+        """Canonical matrices `[step, out, in]` by name, stacked on access."""
+        return Lazy(self.matrix_names(), lambda name: self._stack(View.matrices, name), "matrix")
+
+    def vectors(self) -> Mapping[str, Array]:
+        """Biases, norm gains and other 1-D weights `[step, n]` by name, stacked on access."""
+        return Lazy(list(self._views[0].vectors()), lambda name: self._stack(View.vectors, name), "vector")
+
+    def _stack(self, of: Callable[[View], Mapping[str, Array]], name: str) -> Array:
+        return np.stack([of(view)[name] for view in self._views])
+
+    def bias(self, name: str) -> Array | None:
+        """Return the biases `[step, out]` that belong to a matrix, or None."""
+        found = [b for view in self._views if (b := view.bias(name)) is not None]
+        return np.stack(found) if found else None
+
+    def info(self, name: str) -> WeightInfo:
+        """Return role, stored tensor, stored dtype, shape and layer of a weight: the same at every step of a block."""
+        return self._views[0].info(name)
+
+    def spectrum(self, name: str) -> Spectrum:
+        """Return the singular values `[step, k]` of a matrix."""
+        found = [view.spectrum(name) for view in self._views]
+        routes = {s.route for s in found}
+        route = routes.pop() if len(routes) == 1 else "mixed"
+        return Spectrum(np.stack([s.values for s in found]), np.stack([s.error for s in found]), route)
+
+    def attention(self) -> Iterator[list[AttentionWeights]]:
+        """Yield q, k, v, o by head of one layer at every step, layer by layer."""
+        yield from (list(layer) for layer in zip(*(view.attention() for view in self._views), strict=True))

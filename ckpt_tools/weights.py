@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,13 +13,15 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .errors import nearest
 from .roles import Layout, WeightInfo
-from .spectra import Spectrum, singular_values, spectrum_of_rows
+from .spectra import Spectrum, singular_values, singular_values_batch, spectrum_of_rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 
 CACHE_BYTES = 256 << 20
 BLOCK_BYTES = 32 << 20
+SMALL = 1 << 16
+"""Elements up to which spectra are computed for a whole block of checkpoints at once."""
 
 
 class Lazy(Mapping[str, T]):
@@ -73,6 +76,7 @@ class Weights:
         self.layout = layout
         self.names = list(names)
         self.spectra: dict[str, Spectrum] = {}
+        self.block = Block([self])
         self._cache: OrderedDict[tuple[str, int | None], Array] = OrderedDict()
         self._room = cache_bytes
         self._used = 0
@@ -113,13 +117,24 @@ class Weights:
         while self._used > self._room:
             self._used -= _bytes(*self._cache.popitem(last=False))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory the selected matrices take once read, in bytes."""
+        return sum(4 * prod(self.layout.matrices[name].shape) for name in self.names)
+
+    def tensor_names(self) -> list[str]:
+        """Names of the stored tensors behind the selected matrices."""
+        return list(dict.fromkeys(self.layout.matrices[name].tensor for name in self.names))
+
     def spectrum(self, name: str) -> Spectrum:
         """Return the singular values of a matrix, computed once per checkpoint; large ones are streamed by rows."""
         if name not in self.spectra:
             info = self.info(name)
             rows, columns = info.shape
             streams = info.parts is None and info.expert is None and not info.transpose
-            if streams and rows > columns and rows * columns * 4 > BLOCK_BYTES:
+            if rows * columns <= SMALL:
+                self.block.spectrum(name)
+            elif streams and rows > columns and rows * columns * 4 > BLOCK_BYTES:
                 self.spectra[name] = spectrum_of_rows(lambda: self._blocks(info), info.shape)
             else:
                 self.spectra[name] = singular_values(self.read(name))
@@ -152,3 +167,22 @@ class Weights:
             None if v is None else v.reshape(shared, -1, v.shape[1]),
             None if o is None else o.reshape(o.shape[0], heads, -1).swapaxes(0, 1),
         )
+
+
+class Block:
+    """Checkpoints of one layout whose small spectra are computed together; it registers with each of its members.
+
+    A block of one takes the same route, so that no digit depends on which checkpoints happen to share a block.
+    """
+
+    def __init__(self, members: Sequence[Weights]) -> None:
+        self.members = members
+        for member in members:
+            member.block = self
+
+    def spectrum(self, name: str) -> None:
+        """Compute the spectrum of a matrix in every member that lacks it."""
+        lacking = [m for m in self.members if name not in m.spectra]
+        found = singular_values_batch(np.stack([m.read(name) for m in lacking]))
+        for i, member in enumerate(lacking):
+            member.spectra[name] = Spectrum(found.values[i], found.error[i], found.route)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import time
@@ -15,7 +14,6 @@ from ..analyzer import Analyzer
 from ..registry import Registry, load_registry
 from ..results import Group, Series, check_summary, check_target, write_results
 from ..results import Trajectory as TrajectoryFacts
-from ..run import read_metrics
 from .plan import Plan, make_plan
 from .run import Pass, Progress, Runner
 
@@ -111,13 +109,4 @@ def _root(plan: Plan, found: Pass) -> dict[str, Any]:
 def _facts(plan: Plan, found: Pass) -> TrajectoryFacts:
     steps = sorted(found.hashes)
     paths = [found.paths[s] for s in steps]
-    return TrajectoryFacts(steps, [found.hashes[s] for s in steps], paths, _metrics(plan, steps))
-
-
-def _metrics(plan: Plan, steps: list[int]) -> dict[str, list[float]]:
-    """Return what the run logged at these steps, NaN where it logged nothing."""
-    if plan.trajectory.run is None:
-        return {}
-    logged = read_metrics(plan.trajectory.path)
-    row = {int(step): i for i, step in enumerate(logged.pop("step"))}
-    return {name: [float(values[row[s]]) if s in row else math.nan for s in steps] for name, values in logged.items()}
+    return TrajectoryFacts(steps, [found.hashes[s] for s in steps], paths, plan.trajectory.metrics(steps))

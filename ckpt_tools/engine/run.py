@@ -1,19 +1,26 @@
-"""One pass over a trajectory: each checkpoint is opened once and shown to every analyzer of the call."""
+"""One pass over a trajectory: each checkpoint is opened once and shown to every analyzer of the call.
+
+Checkpoints of one layout go in blocks: `batched` analyzers see a block at once, and small spectra are computed for the
+whole block, which spares the cost of a call per matrix. What is stored is the same whatever the block size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..analyzer import Analyzer
 from ..checkpoint import Checkpoint, Skip
 from ..layouts import Resolved
-from ..results import Record, check
-from ..view import View
-from ..weights import Weights
+from ..results import Record, check, check_batch
+from ..view import BatchView, View
+from ..weights import Block, Weights
 from .plan import Plan
 
 Progress = Callable[[int, int, str], None]
+
+MAX_BLOCK = 16
+BLOCK_BYTES = 64 << 20
 
 
 @dataclass
@@ -33,20 +40,24 @@ class Pass:
 
 
 class Runner:
-    """Executes a plan step by step; reference checkpoints stay open only as long as they are needed."""
+    """Executes a plan block by block; reference checkpoints stay open only as long as they are needed."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.found = Pass({a.name: [] for a in plan.analyzers})
         self._open: dict[int, tuple[Weights, Resolved]] = {}
+        self._noted: set[int] = set()
 
     def run(self, on_progress: Progress) -> Pass:
         """Return the pass; Ctrl-C ends it after the last whole checkpoint."""
         steps = self.plan.steps
         try:
-            for done, step in enumerate(steps):
-                on_progress(done, len(steps), f"step {step}")
-                self._one(done)
+            for block in self._blocks():
+                together = self._batched_records(block)
+                for position in block:
+                    on_progress(position, len(steps), f"step {steps[position]}")
+                    self._finish(position, together.get(position, {}))
+                self.close(keep=self._kept(block[-1]))
             on_progress(len(steps), len(steps), "")
         except KeyboardInterrupt:
             self.found.interrupted = True
@@ -54,28 +65,56 @@ class Runner:
             self.close()
         return self.found
 
-    def _one(self, position: int) -> None:
+    def _blocks(self) -> Iterator[list[int]]:
+        """Yield positions in blocks that share a layout and fit the budget; their weights are open."""
+        at, count = 0, len(self.plan.steps)
+        while at < count:
+            first, resolved = self.weights_of(self.plan.steps[at])
+            size = max(1, first.nbytes)
+            stop = min(count, at + max(1, min(MAX_BLOCK, BLOCK_BYTES // size)))
+            block = [at]
+            for position in range(at + 1, stop):
+                if self.weights_of(self.plan.steps[position])[1] is not resolved:
+                    break
+                block.append(position)
+            Block([self.weights_of(self.plan.steps[p])[0] for p in block])
+            yield block
+            at += len(block)
+
+    def _batched_records(self, block: Sequence[int]) -> dict[int, dict[str, Record]]:
+        found: dict[int, dict[str, Record]] = {position: {} for position in block}
+        for analyzer in (a for a in self.plan.analyzers if a.batched):
+            steps = [self.plan.steps[p] for p in block]
+            raw = analyzer.analyze(BatchView([self._view_at(analyzer, p) for p in block]))
+            where = f"steps {steps[0]} to {steps[-1]} of {self.plan.trajectory.path}"
+            for position, record in zip(block, check_batch(analyzer, raw, where, steps=steps), strict=True):
+                found[position][analyzer.name] = record
+        return found
+
+    def _finish(self, position: int, records: dict[str, Record]) -> None:
+        alone = {a.name: self.record_of(a, position) for a in self.plan.analyzers if not a.batched}
         step = self.plan.steps[position]
-        weights, resolved = self.weights_of(step)
-        records = {a.name: self.record_of(a, position) for a in self.plan.analyzers}
-        self._note(weights.checkpoint, resolved, step)
-        for name, record in records.items():
+        self._note(*self.weights_of(step), step)
+        for name, record in {**records, **alone}.items():
             self.found.records[name].append(record)
-        self.close(keep=self._kept(position))
 
     def record_of(self, analyzer: Analyzer, position: int) -> Record:
         """Return what an analyzer gives for the checkpoint at a position of the plan, checked."""
         step = self.plan.steps[position]
+        view = self._view_at(analyzer, position)
+        where = f"step {step} of {self.plan.trajectory.path}"
+        if analyzer.batched:
+            return check_batch(analyzer, analyzer.analyze(BatchView([view])), where, steps=[step])[0]
+        return check(analyzer, analyzer.analyze(view), where, step=step)
+
+    def _view_at(self, analyzer: Analyzer, position: int) -> View:
         reference = None
         if analyzer.reference:
-            other = self._reference_step(analyzer.reference, position)
-            reference = self._view(analyzer, other, *self.weights_of(other))
-        view = self._view(analyzer, step, *self.weights_of(step), reference)
-        return check(analyzer, analyzer.analyze(view), f"step {step} of {self.plan.trajectory.path}", step=step)
+            reference = self._view(analyzer, self._reference_step(analyzer.reference, position), None)
+        return self._view(analyzer, self.plan.steps[position], reference)
 
-    def _view(
-        self, analyzer: Analyzer, step: int, weights: Weights, resolved: Resolved, reference: View | None = None
-    ) -> View:
+    def _view(self, analyzer: Analyzer, step: int, reference: View | None) -> View:
+        weights, resolved = self.weights_of(step)
         return View(weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, reference=reference)
 
     def _reference_step(self, kind: str, position: int) -> int:
@@ -103,14 +142,21 @@ class Runner:
         for step in [s for s in self._open if s not in kept]:
             self._open.pop(step)[0].checkpoint.close()
 
-    def _note(self, checkpoint: Checkpoint, resolved: Resolved, step: int) -> None:
-        found, layout = self.found, resolved.layout
+    def _note(self, weights: Weights, resolved: Resolved, step: int) -> None:
+        found, checkpoint = self.found, weights.checkpoint
         found.paths[step] = str(checkpoint.path)
-        found.hashes[step] = checkpoint.content_hash([layout.matrices[n].tensor for n in resolved.names])
+        found.hashes[step] = checkpoint.content_hash(weights.tensor_names())
+        found.skipped.update({s.name: s for s in checkpoint.skipped})
+        if id(resolved) not in self._noted:
+            self._noted.add(id(resolved))
+            self._note_layout(checkpoint, resolved)
+
+    def _note_layout(self, checkpoint: Checkpoint, resolved: Resolved) -> None:
+        found, layout = self.found, resolved.layout
         found.matrices.update(dict.fromkeys(resolved.names))
         found.dtypes.update(dict.fromkeys(layout.matrices[n].dtype for n in resolved.names))
         found.aliases.update(layout.aliases)
-        found.skipped.update({s.name: s for s in [*checkpoint.skipped, *layout.skipped]})
+        found.skipped.update({s.name: s for s in layout.skipped})
         if resolved.family is None:
             found.notes["no family recognised: every matrix goes under its own tensor name, without a role"] = None
         else:

@@ -171,3 +171,48 @@ def test_the_view_refuses_what_was_not_declared(trajectory: Path, tmp_path: Path
         analyze(trajectory, [Curious], output=tmp_path / "r.h5")
     with pytest.raises(ValueError, match="read-only"):
         analyze(trajectory, [Vandal], output=tmp_path / "r.h5")
+
+
+class BatchedMean(Mean):
+    """The same for a block of steps at once."""
+
+    name = "batched_mean"
+    batched = True
+    outputs = {**Mean.outputs, "steps_seen": Out(unit="1", dtype="i8")}
+
+    def analyze(self, view: Any) -> dict[str, Any]:
+        matrices = view.matrices()
+        means = np.stack([self.scale * m.mean(axis=(1, 2), dtype="f8") for m in matrices.values()], axis=1)
+        count = len(view.steps)
+        return {"matrix": list(matrices), "mean": means, "draw": np.zeros(count), "steps_seen": np.full(count, count)}
+
+
+def test_batched_analyzers_see_blocks_of_steps(trajectory: Path, tmp_path: Path) -> None:
+    analyze(trajectory, [Mean, BatchedMean], output=tmp_path / "r.h5")
+    for key in ("mean", "step"):
+        assert np.array_equal(values(tmp_path / "r.h5", "mean", key), values(tmp_path / "r.h5", "batched_mean", key))
+    assert set(values(tmp_path / "r.h5", "batched_mean", "steps_seen").tolist()) == {5}
+
+
+def test_blocks_break_where_the_layout_changes(trajectory: Path, tmp_path: Path) -> None:
+    grown = {n: np.ones((4, 4), "f4") for n in [*NAMES, "model.layers.0.mlp.up_proj.weight"]}
+    save_file(grown, trajectory / "checkpoint-4" / "model.safetensors")
+    analyze(trajectory, [BatchedMean], output=tmp_path / "r.h5")
+    assert values(tmp_path / "r.h5", "batched_mean", "steps_seen").tolist() == [3, 3, 3, 1, 1]
+    added = values(tmp_path / "r.h5", "batched_mean", "mean")[:, 5]
+    assert np.isnan(added[[0, 1, 2, 4]]).all() and added[3] == 1.0
+
+
+def test_the_block_size_does_not_change_results(
+    trajectory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for step in (0, 1, 2, 4, 8):
+        tensors = {n: rng.standard_normal((40, 24)).astype("f4") for n in NAMES}
+        save_file(tensors, trajectory / f"checkpoint-{step}" / "model.safetensors")
+    analyze(trajectory, ["rank"], output=tmp_path / "blocks.h5", options={"rank": {"products": False}})
+    monkeypatch.setattr("ckpt_tools.engine.run.MAX_BLOCK", 1)
+    analyze(trajectory, ["rank"], output=tmp_path / "single.h5", options={"rank": {"products": False}})
+    for name in ("effective_rank", "nuclear_norm", "singular_values"):
+        one, other = values(tmp_path / "blocks.h5", "rank", name), values(tmp_path / "single.h5", "rank", name)
+        assert np.array_equal(one, other)
