@@ -81,6 +81,13 @@ class Weights:
         self._room = cache_bytes
         self._used = 0
 
+    def close(self) -> None:
+        """Close the checkpoint and let go of what was read."""
+        self.checkpoint.close()
+        self.block = Block([])
+        self._cache.clear()
+        self._used = 0
+
     def info(self, name: str) -> WeightInfo:
         """Return what is known of a matrix or vector without reading it."""
         found = self.layout.matrices.get(name) or self.layout.vectors.get(name)

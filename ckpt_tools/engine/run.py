@@ -140,7 +140,7 @@ class Runner:
         """Close all open checkpoints but those of the steps to keep."""
         kept = set(keep)
         for step in [s for s in self._open if s not in kept]:
-            self._open.pop(step)[0].checkpoint.close()
+            self._open.pop(step)[0].close()
 
     def _note(self, weights: Weights, resolved: Resolved, step: int) -> None:
         found, checkpoint = self.found, weights.checkpoint

@@ -4,9 +4,13 @@ import doctest
 from dataclasses import dataclass, field
 from typing import Any
 
-import ckpt_plugins.rank as rank
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import ckpt_plugins.rank as rank
 from ckpt_plugins.rank import (
     Rank,
     effective_rank,
@@ -18,10 +22,6 @@ from ckpt_plugins.rank import (
     spectral_norm,
     stable_rank,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-
 from ckpt_tools import OptionError
 from ckpt_tools.analyzer import declaration_faults
 from ckpt_tools.spectra import singular_values

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ckpt_trainers import loop, training
-from ckpt_trainers.tasks import take
-from ckpt_trainers.transformer import Transformer
 from safetensors.torch import load_file
 
 from ckpt_tools.errors import OptionError, RunError
 from ckpt_tools.run import read_metrics, read_probe, read_run
+from ckpt_trainers import loop, training
+from ckpt_trainers.tasks import take
+from ckpt_trainers.transformer import Transformer
 
 FULL: dict[str, Any] = {"steps": 12, "save": "every:3"}
 SAMPLED: dict[str, Any] = {

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ckpt_trainers.tasks.markov import Markov
-from ckpt_trainers.transformer import Transformer
 from safetensors.numpy import load_file
 
 from ckpt_tools.errors import OptionError
 from ckpt_tools.run import read_metrics, read_probe
+from ckpt_trainers.tasks.markov import Markov
+from ckpt_trainers.transformer import Transformer
 
 Array = np.ndarray[Any, Any]
 PI = np.array([0.75, 0.19, 0.05, 0.01])

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
-from ckpt_trainers.settings import Loop, declared, plan, settings
-from ckpt_trainers.tasks import TASKS, Task, task_class
-from ckpt_trainers.tasks.markov import Markov
-from ckpt_trainers.transformer import Transformer
 
 from ckpt_tools.errors import OptionError
 from ckpt_tools.family import Family
 from ckpt_tools.options import option
 from ckpt_tools.registry import load_registry
+from ckpt_trainers.settings import Loop, declared, plan, settings
+from ckpt_trainers.tasks import TASKS, Task, task_class
+from ckpt_trainers.tasks.markov import Markov
+from ckpt_trainers.transformer import Transformer
 
 FAMILIES = [f for f in load_registry().families().values() if hasattr(f, "init")]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ckpt_trainers.transformer import Config, Transformer, attend, cross_entropy, rotate
 from torch.func import functional_call, grad, jvp
 
 from ckpt_tools.errors import OptionError
 from ckpt_tools.family import Activations
+from ckpt_trainers.transformer import Config, Transformer, attend, cross_entropy, rotate
 
 Array = np.ndarray[Any, Any]
 
