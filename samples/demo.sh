@@ -6,8 +6,8 @@ out=demo
 llama=../shared/data/models/stories260k/hf_bf16_sharded
 rm -rf "$out" && mkdir "$out"
 
-echo "== 1. train: one attention layer on Markov data, a checkpoint every 20 steps"
-"$ckpt" train transformer --task markov --save every:20 --out "$out/markov"
+echo "== 1. train: one attention layer on Markov data, a checkpoint every 20 steps and more at the start"
+"$ckpt" train transformer --task markov --save every:20,log:80 --out "$out/markov"
 
 echo "== 2. measure: effective rank of every matrix along the trajectory"
 "$ckpt" analyze "$out/markov" --plugin rank --output "$out/markov.h5"
