@@ -5,18 +5,33 @@ Nothing of the checkpoint's own code is ever run: the configuration is data and 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
+from .checkpoint.source import TensorInfo
 from .errors import PluginError, SourceError
 from .family import Activations, Family
 from .hookspecs import hookimpl
-from .roles.table import table_from
+from .roles import Layout, assign, shipped_tables, table_from
+from .roles.assemble import Recipe, recipe
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+# Keys of config.json that say how somebody ran the model, or name code, rather than what the model is.
+_NOT_THE_MODEL = {
+    "auto_map", "model_type", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache",
+    "attn_implementation", "_attn_implementation", "experts_implementation", "return_dict", "output_attentions",
+    "output_hidden_states", "_name_or_path",
+}  # fmt: skip
+_IGNORED_TARGET = -100
+
+_recipes: WeakKeyDictionary[torch.nn.Module, dict[Any, dict[str, str | Recipe]]] = WeakKeyDictionary()
 
 
 class HFFamily(Family):
@@ -26,59 +41,240 @@ class HFFamily(Family):
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> torch.nn.Module:
-        """Return the `transformers` module of this configuration, in evaluation mode, with eager attention."""
-        try:
-            import transformers
-        except ImportError:
-            raise PluginError(
-                f"Family {cls.name!r} needs the transformers library to run the model: pip install 'ckpt-tools[hf]'."
-            ) from None
-        data = {k: v for k, v in config.items() if k not in ("auto_map", "model_type", "transformers_version", "dtype")}
+        """Return the `transformers` module of this configuration: float32, evaluation mode, eager attention.
+
+        Global random state stays as it was. Raises SourceError when the configuration makes no model.
+        """
+        transformers = _library(cls.name)
+        import torch
+
+        data = {k: _plain(v) for k, v in config.items() if k not in _NOT_THE_MODEL and not k.startswith("ckpt_")}
         model_type = config.get("model_type")
         if not isinstance(model_type, str):
             raise SourceError(f"Family {cls.name!r}: config.json has no model_type, so the model cannot be rebuilt.")
-        hf_config = transformers.AutoConfig.for_model(model_type, **data)
-        module = getattr(transformers, cls.loads).from_config(hf_config, attn_implementation="eager")
+        try:
+            hf_config = transformers.AutoConfig.for_model(model_type, use_cache=False, **data)
+            with torch.random.fork_rng(devices=[]):
+                module = getattr(transformers, cls.loads).from_config(
+                    hf_config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+                )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise SourceError(
+                f"Family {cls.name!r}: transformers {transformers.__version__} builds no model from this config.json "
+                f"(model_type {model_type!r}): {error}"
+            ) from None
         built: torch.nn.Module = module.eval()
+        _keep_last_residual(built, _layer_path(cls._layout(built)))
         return built
 
     @classmethod
-    def forward(cls, module: Any, batch: Mapping[str, torch.Tensor], *, record: bool = False) -> Activations:
-        """Run the model on `batch["tokens"]`; with `record`, hidden states and attention maps too."""
-        out = module(input_ids=batch["tokens"], output_hidden_states=record, output_attentions=record, use_cache=False)
+    def forward(cls, module: Any, batch: Mapping[str, Tensor], *, record: bool = False) -> Activations:
+        """Run the model on `batch["tokens"]` [batch, position]; with `record`, hidden states and attention maps too.
+
+        State-space models have no attention: it is then empty.
+        """
+        how = {"output_hidden_states": True, "output_attentions": True} if record else {}
+        out = module(input_ids=batch["tokens"], **how)
         attention = tuple(a for a in (getattr(out, "attentions", None) or ()) if a is not None)
         return Activations(out.logits, tuple(getattr(out, "hidden_states", None) or ()), attention)
 
     @classmethod
-    def loss(cls, module: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean next-token cross entropy in nats over `batch["tokens"]`."""
+    def loss(cls, module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean cross entropy in nats.
+
+        The target of a position is its next token in `batch["tokens"]`, or `batch["targets"]` [batch, position] if
+        given (-100: none). Masked language models need targets.
+        """
         import torch
 
-        logits = cls.forward(module, batch).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["tokens"][:, 1:].flatten())
+        logits = cls.forward(module, batch).logits
+        if "targets" in batch:
+            targets = batch["targets"]
+        elif cls.loads == "AutoModelForCausalLM":
+            logits, targets = logits[:, :-1], batch["tokens"][:, 1:]
+        else:
+            raise SourceError(
+                f"Family {cls.name!r} is trained to fill in masked tokens, so its loss needs batch['targets'] "
+                f"[batch, position] beside the masked tokens, {_IGNORED_TARGET} where nothing was masked."
+            )
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED_TARGET
+        )
+        return loss
+
+    @classmethod
+    def module_tensors(cls, module: torch.nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a checkpoint's tensors under the module's names, for `torch.func.functional_call`.
+
+        Names of a base model get the module's prefix, experts stored one by one are fused, tied parameters appear once.
+        The result is differentiable in the stored tensors. Raises SourceError when a parameter has no tensor.
+        """
+        known = _recipes.setdefault(module, {})
+        key = frozenset((name, tuple(t.shape)) for name, t in stored.items())
+        if key not in known:
+            known[key] = cls._plan(module, stored)
+        return {
+            name: stored[source] if isinstance(source, str) else source.make(stored)
+            for name, source in known[key].items()
+        }
+
+    @classmethod
+    def _plan(cls, module: torch.nn.Module, stored: Mapping[str, Tensor]) -> dict[str, str | Recipe]:
+        _untie(module, stored)
+        here, wanted = assign(_infos(stored), {}, cls.table, _config(module)), cls._layout(module)
+        by_bare = {cls.table.bare(name): name for name in stored}
+        plan: dict[str, str | Recipe] = {}
+        missing = []
+        for names in _tied_groups(module):
+            shape = tuple(module.get_parameter(names[0]).shape)
+            same = next((by_bare[b] for n in names if (b := cls.table.bare(n)) in by_bare), None)
+            made = same or next((r for n in names if (r := recipe(n, shape, wanted, here))), None)
+            if made is None:
+                missing.append(names[0])
+            elif isinstance(made, str) and tuple(stored[made].shape) != shape:
+                raise SourceError(
+                    f"Tensor {made!r} has shape {list(stored[made].shape)}, but the model that config.json describes "
+                    f"has {list(shape)} for {names[0]!r}: configuration and checkpoint do not belong together."
+                )
+            else:
+                plan[names[0]] = made
+        buffers = (name for name, _ in module.named_buffers() if cls.table.bare(name) in by_bare)
+        plan |= {name: by_bare[cls.table.bare(name)] for name in buffers}
+        if missing:
+            raise SourceError(
+                f"The model cannot be run: the checkpoint has no tensor for {len(missing)} of its parameters, "
+                f"such as {missing[0]!r}. Was only a part of the model saved?"
+            )
+        return plan
+
+    @classmethod
+    def _layout(cls, module: torch.nn.Module) -> Layout:
+        return assign(_infos(dict(module.named_parameters(remove_duplicate=False))), {}, cls.table, _config(module))
+
+
+def _library(family: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise PluginError(
+            f"Family {family!r} needs the transformers library to run the model: pip install 'ckpt-tools[hf]'."
+        ) from None
+    return transformers
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of config.json with the library's spelling of infinities and NaN as floats."""
+    if isinstance(value, Mapping):
+        return float(value["__float__"]) if set(value) == {"__float__"} else {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
+
+
+def _config(module: Any) -> dict[str, Any]:
+    found: dict[str, Any] = module.config.to_dict()
+    return found
+
+
+def _infos(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
+    """Return tensors in memory as a reader would list them."""
+    return {
+        name: TensorInfo(name, str(t.dtype).removeprefix("torch."), tuple(t.shape), t.nbytes, Path())
+        for name, t in tensors.items()
+    }
+
+
+def _tied_groups(module: torch.nn.Module) -> list[list[str]]:
+    """Return the names of each parameter, the module's first use of it first."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return list(groups.values())
+
+
+def _untie(module: torch.nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """Give parameters their own storage that the configuration ties but the checkpoint holds with different values."""
+    import torch
+
+    for first, *others in _tied_groups(module):
+        for name in others:
+            if first in stored and name in stored and not torch.equal(stored[first], stored[name]):
+                parent, _, leaf = name.rpartition(".")
+                own = torch.nn.Parameter(module.get_parameter(name).detach().clone())
+                setattr(module.get_submodule(parent), leaf, own)
+
+
+def _layer_path(layout: Layout) -> str | None:
+    """Return the path of the last layer's module, told by the tensors whose roles lie in it."""
+    layers = [w for w in layout.matrices.values() if w.layer is not None]
+    last = max(layers, key=lambda w: w.layer or 0, default=None)
+    found = re.match(rf"(.*?\.{last.layer})\.", last.tensor) if last else None
+    return found[1] if found else None
+
+
+def _keep_last_residual(module: torch.nn.Module, path: str | None) -> None:
+    """Make the last of the module's hidden states the residual stream itself, which the library hands out normed."""
+    if path is None:
+        return
+    kept: list[Tensor] = []
+
+    def keep(_module: Any, _args: Any, out: Any) -> None:
+        kept[:] = [out[0] if isinstance(out, tuple) else out]
+
+    def hand_out(_module: Any, _args: Any, out: Any) -> None:
+        if getattr(out, "hidden_states", None) and kept:
+            out.hidden_states = (*out.hidden_states[:-1], kept[0])
+        kept.clear()
+
+    module.get_submodule(path).register_forward_hook(keep)
+    module.register_forward_hook(hand_out)
+
+
+def load_family_file(path: str | Path) -> type[Family]:
+    """Return the family of a TOML file: a role table with `model_types`, `loads`, and `name` (else the file's stem).
+
+    Raises PluginError naming the file, and the key or line, when it cannot be read.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PluginError(f"Family file {path} cannot be read: {error}") from None
+    return family_from_toml(text, path.stem, str(path))
 
 
 def family_from_toml(text: str, name: str, where: str) -> type[Family]:
-    """Return a family from the text of a role table in TOML; `model_types` and the table are its whole content."""
-    data = tomllib.loads(text)
-    model_types = tuple(data.pop("model_types", ()))
-    loads = data.pop("loads", HFFamily.loads)
-    return type(
-        name.title().replace("_", "").replace("-", ""),
-        (HFFamily,),
-        {
-            "__doc__": text.partition("\n")[0].lstrip("# "),
-            "name": name,
-            "table": table_from(data, where),
-            "model_types": model_types,
-            "loads": loads,
-        },
-    )
+    """Return a family from the text of a role table in TOML; `where` names it in errors.
+
+    A table without `model_types` gives roles only; with them, the module is built by the class `loads` of transformers.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PluginError(f"{where}: not TOML: {error}") from None
+    model_types, loads = data.pop("model_types", []), data.pop("loads", HFFamily.loads)
+    name = data.pop("name", name)
+    if not (isinstance(model_types, list) and all(isinstance(t, str) for t in model_types)):
+        raise PluginError(f"{where}: model_types must be a list of texts. Got {model_types!r} instead.")
+    if not (isinstance(loads, str) and loads.startswith("AutoModel")):
+        raise PluginError(f"{where}: loads must be an AutoModel class of transformers. Got {loads!r} instead.")
+    if not (isinstance(name, str) and name):
+        raise PluginError(f"{where}: name must be a text. Got {name!r} instead.")
+    body = {
+        "__doc__": text.partition("\n")[0].lstrip("# "),
+        "__module__": __name__,
+        "name": name,
+        "table": table_from(data, where),
+        "model_types": tuple(model_types),
+    }
+    if model_types:
+        return type(_class_name(name), (HFFamily,), {**body, "loads": loads})
+    return type(_class_name(name), (Family,), body)
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in re.split(r"\W|_", name))
 
 
 @hookimpl
 def ckpt_families() -> list[type[Family]]:
     """Return one family per role table shipped with the package."""
-    folder = resources.files("ckpt_tools.roles.tables")
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return [family_from_toml(f.read_text("utf-8"), f.name.removesuffix(".toml"), f.name) for f in files]
+    return [family_from_toml(text, name, f"{name}.toml") for name, text in shipped_tables().items()]

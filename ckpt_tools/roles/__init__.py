@@ -8,4 +8,5 @@ from .table import RoleTable as RoleTable
 from .table import Rule as Rule
 from .table import module as module
 from .table import modules as modules
-from .table import table_from as table_from
+from .toml import shipped_tables as shipped_tables
+from .toml import table_from as table_from

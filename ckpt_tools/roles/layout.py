@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..checkpoint.source import Skip, TensorInfo
-from ..errors import SourceError
-from .split import Parts, split_parts
+from .leftout import left_out
+from .match import Match, Matcher, Naming
+from .plain import Axes, by_head, flat, is_kernel, natural, turned
+from .split import Parts, Unsplittable, split_parts
 from .table import RoleTable, Rule
+from .ties import Ties, find_ties
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-# What frameworks store beside weights; matched against the whole tensor name.
-_BUFFERS = re.compile(
-    r".*(running_mean|running_var|num_batches_tracked|inv_freq|masked_bias|causal_mask|attn_mask|\bmask"
-    r"|\.IGNORE|rotary_emb\.\w+|position_ids|freqs_cis|freqs_cos|freqs_sin)"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightInfo:
     """A canonical weight: `name` is its role, or the tensor's own name when the role is unknown (then role is "").
 
-    `shape` is `(out, in)` for a matrix and `(n,)` for a vector; `dtype` is the stored one. `parts` picks rows of the
-    output axis, `expert` the first axis of a fused 3-D tensor.
+    `shape` is `(out, in)` for a matrix and `(n,)` for a vector; `dtype` is the stored one. `expert` is the index on the
+    first axis of a fused tensor, `axes` the order the remaining stored axes are brought to before they are flattened to
+    `shape` (empty: as they lie), `parts` the rows of the result, as (start, stop, step).
     """
 
     name: str
@@ -38,133 +36,177 @@ class WeightInfo:
     dtype: str
     shape: tuple[int, ...]
     layer: int | None = None
-    transpose: bool = False
+    axes: Axes = ()
     parts: Parts | None = None
     expert: int | None = None
+
+    @property
+    def transpose(self) -> bool:
+        """Whether rows of the weight are not rows of the stored tensor."""
+        return bool(self.axes)
 
     def take(self, stored: Array) -> Array:
         """Return the canonical array cut from the whole stored tensor."""
         array = stored if self.expert is None else stored[self.expert]
-        if self.transpose:
-            array = array.swapaxes(0, -1)
+        if self.axes:
+            array = array.transpose(self.axes)
+        array = array.reshape(-1, *self.shape[1:])
         if self.parts is not None:
-            array = np.concatenate([array[a:b] for a, b in self.parts])
-        return array.reshape(self.shape)
+            rows = [array[start:stop:step] for start, stop, step in self.parts]
+            array = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return array
 
 
 @dataclass
 class Layout:
-    """All canonical weights of a checkpoint. `aliases` maps a role that is stored nowhere to the role it is tied to."""
+    """All canonical weights of a checkpoint.
+
+    `aliases` maps a role that is stored nowhere to the role it is tied to; `notes` says where the role table and the
+    checkpoint do not go together, so that tensors keep their own names.
+    """
 
     matrices: dict[str, WeightInfo] = field(default_factory=dict)
     vectors: dict[str, WeightInfo] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     skipped: list[Skip] = field(default_factory=list)
     facts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def assign(
-    tensors: Mapping[str, TensorInfo], aliases: Mapping[str, str], table: RoleTable, config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo],
+    aliases: Mapping[str, str],
+    table: RoleTable,
+    config: Mapping[str, Any],
+    equal: Callable[[str, str], bool] | None = None,
 ) -> Layout:
-    """Return the layout of a checkpoint's tensors under a table; an empty table leaves every role unknown."""
-    layout = Layout(facts=table.facts(config))
-    found: list[tuple[Any, WeightInfo]] = []
-    for info in tensors.values():
-        reason = _left_out(info)
-        match = table.find(info.name)
-        if match and not match[1].roles:
-            reason = match[1].reason
-        if reason:
-            layout.skipped.append(Skip(info.name, reason))
-        elif match:
-            found += _by_rule(info, *match, layout.facts)
-        else:
-            found += _by_name(info)
-    for _, weight in sorted(found, key=lambda pair: pair[0]):
-        _insert(layout, weight)
-    layout.aliases = _alias_roles(table, {**table.tied_names(tensors, config), **aliases}, layout)
+    """Return the layout of a checkpoint's tensors under a table; an empty table leaves every role unknown.
+
+    `aliases` maps names to the stored tensors they share storage with. `equal(a, b)` tells whether two stored tensors
+    have the same content; it is asked only for pairs that the table says may be tied.
+    """
+    matcher = Matcher(table, tensors)
+    layout = Layout(facts=table.facts(config, matcher.sizes()))
+    ties = find_ties(table, matcher, tensors, aliases, config, equal)
+    wanted = [i for i in tensors.values() if i.name not in ties.aliases and not _skip(layout, i)]
+    matches = {i.name: m for i in wanted if (m := matcher.find(i, ties.named.get(i.name, "")))}
+    strangers = [i.name for i in wanted if table.closed and len(i.shape) > 1 and i.name not in matches]
+    if strangers:
+        layout.notes.append(f"roles unknown: this is no plain network, since {strangers[0]!r} is of another kind")
+        matches = {}
+    _name_weights(layout, wanted, matches)
+    layout.aliases = _alias_roles(matcher, Naming(matches.values()), ties, tensors, layout)
     return layout
 
 
-def _insert(layout: Layout, weight: WeightInfo) -> None:
-    group = layout.matrices if len(weight.shape) == 2 else layout.vectors
-    if weight.name in group:
-        raise SourceError(
-            f"Tensors {group[weight.name].tensor!r} and {weight.tensor!r} both map to role {weight.name!r}: "
-            "the role table of this family does not fit this checkpoint."
-        )
-    group[weight.name] = weight
+def _skip(layout: Layout, info: TensorInfo) -> bool:
+    reason = left_out(info)
+    if reason:
+        layout.skipped.append(Skip(info.name, reason))
+    return bool(reason)
 
 
-def _left_out(info: TensorInfo) -> str:
-    """Return why a tensor is not a weight, or ""."""
-    if _BUFFERS.fullmatch(info.name):
-        return "buffer, not a trained weight"
-    if not info.dtype.startswith(("float", "bfloat")):
-        return f"{info.dtype} values, not a float weight"
-    if info.size == 0:
-        return "empty tensor"
-    return "scalar" if not info.shape else ""
+_Ordered = tuple[Any, WeightInfo]
 
 
-_Found = Iterator[tuple[Any, WeightInfo]]
+def _name_weights(layout: Layout, wanted: list[TensorInfo], matches: Mapping[str, Match]) -> None:
+    naming = Naming(matches.values())
+    found: list[_Ordered] = []
+    for info in wanted:
+        match = matches.get(info.name)
+        if match is not None and not match.rule.roles:
+            layout.skipped.append(Skip(info.name, match.rule.reason))
+        elif match is not None and (indices := naming.indices(match)) is not None:
+            found += _by_rule(layout, match, indices, naming)
+        else:
+            found += _by_name(info)
+    twice = {name for name, count in Counter(w.name for _, w in found).items() if count > 1}
+    if twice:
+        found = _without_clashes(layout, found, twice, wanted)
+    for _, weight in sorted(found, key=lambda pair: pair[0]):
+        (layout.matrices if len(weight.shape) == 2 else layout.vectors)[weight.name] = weight
 
 
-def _by_rule(info: TensorInfo, position: int, rule: Rule, indices: dict[str, str], facts: Mapping[str, int]) -> _Found:
-    experts = range(info.shape[0]) if rule.experts else (None,)
+def _without_clashes(
+    layout: Layout, found: list[_Ordered], twice: set[str], wanted: list[TensorInfo]
+) -> list[_Ordered]:
+    """Give tensors that claim the same role their own names back."""
+    rivals = {w.tensor for _, w in found if w.name in twice}
+    layout.notes.append(f"roles unknown: several tensors would be {min(twice)!r}: {', '.join(sorted(rivals))}")
+    kept = [pair for pair in found if pair[1].tensor not in rivals]
+    return kept + [pair for info in wanted if info.name in rivals for pair in _by_name(info)]
+
+
+def _by_rule(layout: Layout, match: Match, indices: dict[str, str], naming: Naming) -> Iterator[_Ordered]:
+    info, rule = match.info, match.rule
     shape = info.shape[1:] if rule.experts else info.shape
-    if rule.transpose:
-        shape = shape[::-1]
-    parts = split_parts(rule, shape[0], facts, info)
-    for expert in experts:
+    axes, shape = _canonical(rule, info.name, shape)
+    roles = rule.roles
+    try:
+        parts = split_parts(rule, shape[0], layout.facts)
+    except Unsplittable as error:
+        layout.notes.append(f"{info.name} stays whole: {error}")
+        roles, parts = (rule.whole,), [None]
+    for expert in range(info.shape[0]) if rule.experts else (None,):
         index = indices if expert is None else {**indices, "e": str(expert)}
-        for number, (role, part) in enumerate(zip(rule.roles, parts, strict=True)):
-            name = role.format(**index)
-            rows = shape[0] if part is None else sum(b - a for a, b in part)
-            layer = int(index["i"]) if "i" in index else None
-            weight = WeightInfo(
-                name, name, info.name, info.dtype, _flat((rows, *shape[1:])), layer, rule.transpose, part, expert
+        for number, (role, part) in enumerate(zip(roles, parts, strict=True)):
+            full = naming.prefix(match) + role.format(**index) if role else ""
+            name = full or (info.name if expert is None else f"{info.name}.{expert}")
+            rows = shape[0] if part is None else sum(len(range(*r)) for r in part)
+            layer = _layer(full)
+            key = _model_order(full, layer, naming.order(match), match.position, int(index.get("e", 0)), number)
+            yield (
+                key if full else _own_key(name),
+                WeightInfo(name, full, info.name, info.dtype, (rows, *shape[1:]), layer, axes, part, expert),
             )
-            yield _model_order(name, layer, position, int(index.get("e", 0)), number), weight
 
 
-def _model_order(role: str, layer: int | None, position: int, expert: int, part: int) -> tuple[int, ...]:
+def _canonical(rule: Rule, name: str, shape: tuple[int, ...]) -> tuple[Axes, tuple[int, ...]]:
+    if rule.heads:
+        return by_head(shape, rule.heads)
+    if rule.transpose and len(shape) > 1:
+        return turned(shape)
+    return flat(name, shape)
+
+
+def _layer(role: str) -> int | None:
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.", role)
+    return int(found[1]) if found else None
+
+
+def _model_order(role: str, layer: int | None, stack: int, *rest: int) -> tuple[int, ...]:
     """Order as data flows: embeddings, layers, then the rest as the table lists it."""
     zone = 1 if layer is not None else 0 if role.startswith("embed") else 2
-    return (zone, layer or 0, position, expert, part)
+    return (zone, stack, layer or 0, *rest)
 
 
-def _by_name(info: TensorInfo) -> _Found:
-    key = (3, *_natural(info.name))
-    if len(info.shape) == 3 and "expert" in info.name.lower():
+def _own_key(name: str) -> tuple[Any, ...]:
+    return (3, *natural(name))
+
+
+def _by_name(info: TensorInfo) -> Iterator[_Ordered]:
+    name = info.name
+    if len(info.shape) == 3 and "expert" in name.lower():
         for expert in range(info.shape[0]):
-            name = f"{info.name}.{expert}"
-            yield (*key, (0, expert, "")), WeightInfo(name, "", info.name, info.dtype, info.shape[1:], expert=expert)
+            own = f"{name}.{expert}"
+            yield _own_key(own), WeightInfo(own, "", name, info.dtype, info.shape[1:], expert=expert)
     else:
-        yield key, WeightInfo(info.name, "", info.name, info.dtype, _flat(info.shape))
+        axes, shape = turned(info.shape) if is_kernel(name) and len(info.shape) > 1 else flat(name, info.shape)
+        yield _own_key(name), WeightInfo(name, "", name, info.dtype, shape, axes=axes)
 
 
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a key that sorts layer 2 before layer 10."""
-    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p)
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return convolution kernels `[out, in, k...]` as matrices `[out, in*k...]`; drop singleton axes first."""
-    squeezed = tuple(n for n in shape if n > 1) if len(shape) > 2 else shape
-    if len(squeezed) < 2 <= len(shape):
-        squeezed = (shape[0], prod(shape[1:]))
-    return squeezed if len(squeezed) <= 2 else (squeezed[0], prod(squeezed[1:]))
-
-
-def _alias_roles(table: RoleTable, tied: Mapping[str, str], layout: Layout) -> dict[str, str]:
-    """Return ties by role where both roles are known, else by tensor name."""
-    by_tensor = {w.tensor: w.name for w in [*layout.matrices.values(), *layout.vectors.values()]}
+def _alias_roles(
+    matcher: Matcher, naming: Naming, ties: Ties, tensors: Mapping[str, TensorInfo], layout: Layout
+) -> dict[str, str]:
+    """Return ties by role where both roles are known, else by tensor name; a role that is stored itself is no alias."""
+    weights = [*layout.matrices.values(), *layout.vectors.values()]
+    by_tensor, stored = {w.tensor: w.name for w in weights}, {w.name for w in weights}
     roles = {}
-    for alias, target in tied.items():
-        match = table.find(alias)
-        known = match is not None and len(match[1].roles) == 1
-        name = match[1].roles[0].format(**match[2]) if match and known else alias
+    for alias, target in ties.aliases.items():
         if target in by_tensor:
-            roles[name] = by_tensor[target]
+            match = matcher.find(tensors[target], alias)
+            indices = naming.indices(match) if match and len(match.rule.roles) == 1 else None
+            role = match.rule.roles[0].format(**indices) if match and indices is not None else alias
+            if role not in stored:
+                roles[role] = by_tensor[target]
     return roles

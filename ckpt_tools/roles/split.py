@@ -2,78 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ..checkpoint.source import TensorInfo
-from ..errors import SourceError
 from .table import Rule
 
-Parts = tuple[tuple[int, int], ...]
+Rows = tuple[int, int, int]
+Parts = tuple[Rows, ...]
 
 
-def split_parts(rule: Rule, rows: int, facts: Mapping[str, int], info: TensorInfo) -> list[Parts | None]:
-    """Return, for each role of a rule, the row ranges of the output axis it owns; None means all rows."""
+class Unsplittable(Exception):
+    """A fused tensor that cannot be taken apart, and why; the layout then keeps it whole."""
+
+
+def split_parts(rule: Rule, rows: int, facts: Mapping[str, int]) -> list[Parts | None]:
+    """Return, for each role of a rule, the ranges (start, stop, step) of output rows it owns; None means all rows.
+
+    Raises Unsplittable when the facts are unknown or do not fit the number of rows.
+    """
     count = len(rule.roles)
-    if count == 1 and rule.split == "equal":
+    if isinstance(rule.split, tuple):
+        return _consecutive(_sizes(rule.split, rows, facts))
+    if ":" in rule.split:
+        return _blocks(rows, 1, [_product(word, facts) for word in rule.split.split(":")])
+    if count == 1:
         return [None]
-    if rule.split == "equal":
-        return [_one(k * rows // count, (k + 1) * rows // count) for k in range(count) if _even(rows, count, info)]
+    if rule.split == "interleaved":
+        _divides(rows, count)
+        return [((k, rows, count),) for k in range(count)]
     if rule.split == "heads":
-        heads = _fact("n_heads", facts, info)
-        return _interleaved(rows, heads, [1] * count, info)
+        return _blocks(rows, _product("n_heads", facts), [1] * count)
     if rule.split == "groups":
-        groups = _fact("n_kv_heads", facts, info)
-        return _interleaved(rows, groups, [_fact("n_heads", facts, info) // groups, 1, 1], info)
-    return _sizes(rule.split, rows, facts, info)
+        groups, heads = _product("n_kv_heads", facts), _product("n_heads", facts)
+        return _blocks(rows, groups, [heads // groups, 1, 1])
+    return _blocks(rows, 1, [1] * count)
 
 
-def _one(start: int, stop: int) -> Parts:
-    return ((start, stop),)
-
-
-def _even(rows: int, parts: int, info: TensorInfo) -> bool:
+def _divides(rows: int, parts: int) -> None:
     if rows % parts:
-        raise SourceError(
-            f"{info.file}: tensor {info.name!r} of shape {list(info.shape)} should split into {parts} equal parts, "
-            f"but {rows} rows do not divide by {parts}."
-        )
-    return True
+        raise Unsplittable(f"{rows} rows do not divide by {parts}")
 
 
-def _interleaved(rows: int, blocks: int, weights: list[int], info: TensorInfo) -> list[Parts | None]:
-    """Cut each of `blocks` equal blocks in proportion to `weights`, and gather the k-th cut of every block."""
-    _even(rows, blocks * sum(weights), info)
-    unit = rows // (blocks * sum(weights))
-    starts = [sum(weights[:k]) * unit for k in range(len(weights))]
-    block = sum(weights) * unit
+def _blocks(rows: int, blocks: int, shares: Sequence[int]) -> list[Parts | None]:
+    """Cut each of `blocks` equal blocks in proportion to `shares`, and gather the k-th cut of every block."""
+    _divides(rows, blocks * sum(shares))
+    unit = rows // (blocks * sum(shares))
+    size = unit * sum(shares)
+    starts = [unit * sum(shares[:k]) for k in range(len(shares))]
     return [
-        tuple((b * block + start, b * block + start + weight * unit) for b in range(blocks))
-        for start, weight in zip(starts, weights, strict=True)
+        tuple((b * size + start, b * size + start + unit * share, 1) for b in range(blocks))
+        for start, share in zip(starts, shares, strict=True)
     ]
 
 
-def _sizes(split: str | tuple[str, ...], rows: int, facts: Mapping[str, int], info: TensorInfo) -> list[Parts | None]:
-    if isinstance(split, str):
-        raise SourceError(f"Role table: tensor {info.name!r} has split {split!r}; known: equal, heads, groups, sizes.")
-    sizes = [_product(text, facts, info) for text in split]
-    if sum(sizes) != rows:
-        raise SourceError(
-            f"{info.file}: tensor {info.name!r} has {rows} rows, but its parts {', '.join(split)} make {sum(sizes)}."
-        )
-    return [_one(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(len(sizes))]
+def _sizes(words: Sequence[str], rows: int, facts: Mapping[str, int]) -> list[int]:
+    known = {word: _product(word, facts) for word in words if word != "*"}
+    rest, shares = rows - sum(known[w] for w in words if w != "*"), words.count("*")
+    if rest < 0 or (rest and not shares) or (shares and rest % shares):
+        raise Unsplittable(f"{rows} rows are not {' + '.join(str(known.get(w, w)) for w in words)}")
+    return [known[w] if w != "*" else rest // shares for w in words]
 
 
-def _product(text: str, facts: Mapping[str, int], info: TensorInfo) -> int:
+def _consecutive(sizes: Sequence[int]) -> list[Parts | None]:
+    return [((sum(sizes[:k]), sum(sizes[: k + 1]), 1),) for k in range(len(sizes))]
+
+
+def _product(text: str, facts: Mapping[str, int]) -> int:
     value = 1
-    for word in text.split("*"):
-        value *= int(word) if word.isdigit() else _fact(word, facts, info)
+    for word in (w.strip() for w in text.split("*")):
+        if not word.isdigit() and not facts.get(word):
+            raise Unsplittable(f"needs {word}, which the configuration does not give; put config.json beside it")
+        value *= int(word) if word.isdigit() else facts[word]
     return value
-
-
-def _fact(word: str, facts: Mapping[str, int], info: TensorInfo) -> int:
-    if not facts.get(word):
-        raise SourceError(
-            f"{info.file}: splitting tensor {info.name!r} needs {word!r}, which the configuration does not give. "
-            "Put the checkpoint's config.json beside it."
-        )
-    return facts[word]

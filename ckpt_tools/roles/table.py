@@ -1,25 +1,33 @@
 """Role tables: which stored tensor is which canonical weight, as data.
 
-A rule maps a tensor-name template to one or more role templates and says how the stored array becomes canonical
-matrices `[out, in]`. Templates use `{i}` for the layer and `{e}` for the expert:
+A rule maps a tensor-name template (see `template`) to one or more role templates and says how the stored array becomes
+canonical matrices `[out, in]`:
 
 - `transpose`: the tensor is stored `[in, out]` (GPT-2's Conv1D).
-- `split`: how one stored matrix holds several roles along its output axis. `"equal"` cuts equal parts, `"heads"`
-  interleaves the parts head by head (GPT-NeoX, BLOOM), `"groups"` interleaves per key-value group (the group's q heads,
-  then its k, then its v); a tuple gives each part's size as a product such as `"n_heads*head_dim"`.
-- `experts`: a stored 3-D array holds one matrix per expert, and the role template has `{e}`.
+- `split`: how one stored matrix holds several roles along its output axis. `"equal"` cuts equal parts, `"interleaved"`
+  takes every n-th row, `"heads"` interleaves the parts head by head (GPT-NeoX, BLOOM), `"groups"` interleaves per
+  key-value group (the group's q heads, then its k, then its v), `"a : b : c"` cuts in that proportion, and a tuple gives
+  each part's size. Proportions and sizes are products such as `"n_heads*head_dim"`; `"*"` is an equal share of the rest.
+- `experts`: the first axis of the stored array counts experts, and the role template has `{e}`.
+- `heads`: a stored `[head, in, out]` array of one small matrix per head: `"out"` when the heads make up the output axis
+  (q, k, v), `"in"` when they make up the input axis (o).
+- `shape`, `beside`: the rule only holds for tensors of this shape, or beside such another tensor.
+- `whole`: the role of the undivided tensor where the facts needed to split it are unknown.
+- `number`: the `{n}` of a role whose tensor name has none (the output layer of an MLP: a large number).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from ..errors import PluginError
+from .leftout import is_buffer
+from .template import template
 
+_LAYER = re.compile(r"(?:^|\.)[0-9]+\.")
 
 @dataclass(frozen=True)
 class Rule:
@@ -31,11 +39,15 @@ class Rule:
     split: str | tuple[str, ...] = "equal"
     experts: bool = False
     reason: str = ""
+    heads: str = ""
+    shape: str = ""
+    beside: str = ""
+    whole: str = ""
+    number: int | None = None
 
     def match(self, name: str) -> dict[str, str] | None:
         """Return the template's indices (`{"i": "3"}`) when `name` fits, else None."""
-        found = _pattern(self.tensor).fullmatch(name)
-        return found.groupdict() if found else None
+        return template(self.tensor).match(name)
 
 
 def module(name: str, role: str, **how: Any) -> tuple[Rule, Rule]:
@@ -44,81 +56,103 @@ def module(name: str, role: str, **how: Any) -> tuple[Rule, Rule]:
 
 
 def modules(name: str, roles: tuple[str, ...], **how: Any) -> tuple[Rule, Rule]:
-    """Return the rules of a module that fuses several roles in one `weight` and one `bias`."""
-    return Rule(f"{name}.weight", roles, **how), Rule(f"{name}.bias", tuple(f"{r}.bias" for r in roles), **how)
+    """Return the rules of a module that fuses several roles in one `weight` and one `bias`.
 
-
-@lru_cache(maxsize=4096)
-def _pattern(template: str) -> re.Pattern[str]:
-    seen: set[str] = set()
-    out = ""
-    for part in re.split(r"(\{[a-z]+\})", template):
-        key = part[1:-1]
-        if not part.startswith("{"):
-            out += re.escape(part)
-        elif key in seen:
-            out += f"(?P={key})"
-        else:
-            seen.add(key)
-            out += rf"(?P<{key}>\d+)"
-    return re.compile(out)
+    A `*` in the name stands for these two words where they are not its end: `gru.*_hh_l0`. A `shape` is that of the
+    weight; the bias rule holds beside such a weight.
+    """
+    star = name if "*" in name else f"{name}.*"
+    weight, bias = star.replace("*", "weight"), star.replace("*", "bias")
+    of_bias = {**how, "shape": "", "whole": f"{how['whole']}.bias" if how.get("whole") else ""}
+    if how.get("shape") and not how.get("beside"):
+        of_bias["beside"] = f"{weight} {how['shape']}"
+    return Rule(weight, roles, **how), Rule(bias, tuple(f"{role}.bias" for role in roles), **of_bias)
 
 
 @dataclass(frozen=True)
 class RoleTable:
-    """Rules (first match wins), tied names, and the words a configuration uses for heads and widths.
+    """Rules (the first that holds wins) and what is known of the checkpoints they fit.
 
-    `tied` maps an alias tensor to the tensor it equals when the configuration ties them. `config` maps our words
-    (`n_layers`, `n_heads`, `n_kv_heads`, `head_dim`, `d_model`) to configuration keys, alternatives joined by `|`.
-    `signature` lists templates that must all occur for recognition by names alone. `prefix` may be absent from names.
+    `tied`: pairs (alias, tensor), or (alias, tensor, third) for ties that only hold beside a third tensor; the tensor may
+    be given as `a | b`;
+    `tied_by_default`: whether models are tied whose configuration does not say so, or the model types that are.
+    `config`: our words (`n_layers`, `n_heads`, `n_kv_heads`, `head_dim`, `d_model`) to configuration keys, see `facts`;
+    `shapes`: words to conditions whose letter `n` gives them, such as `layers.{i}.mixer.A_log [n]`.
+    `signature`: templates that must all occur for recognition by names alone (`a | b`: either; `!a`: must not).
+    `prefix` may be absent from names; several alternatives may be given. `closed`: the table is only for checkpoints
+    all of whose matrices it knows.
     """
 
     rules: tuple[Rule, ...]
-    tied: tuple[tuple[str, str], ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()
     config: Mapping[str, str] = field(default_factory=dict)
     signature: tuple[str, ...] = ()
-    prefix: str = ""
+    prefix: str | tuple[str, ...] = ""
+    tied_by_default: bool | tuple[str, ...] = True
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    closed: bool = False
 
-    def find(self, name: str) -> tuple[int, Rule, dict[str, str]] | None:
-        """Return the first rule that fits a tensor name, its position and its indices."""
-        bare = name.removeprefix(self.prefix)
-        for position, rule in enumerate(self.rules):
-            indices = rule.match(bare)
-            if indices is not None:
-                return position, rule, indices
-        return None
-
-    def signature_matches(self, names: Collection[str]) -> bool:
-        """Return whether every signature template matches some name (never for an empty signature)."""
-        bare = [n.removeprefix(self.prefix) for n in names]
-        return bool(self.signature) and all(any(_pattern(t).fullmatch(n) for n in bare) for t in self.signature)
-
-    def tied_names(self, names: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
-        """Return `{absent alias: stored tensor}` for the ties of this checkpoint.
-
-        A tie holds when the alias is not stored and the configuration does not deny it.
-        """
-        if config.get("tie_word_embeddings") is False:
-            return {}
-        found = {}
-        for alias, target in self.tied:
-            stored = next((n for n in (self.prefix + target, target) if n in names), None)
-            if stored and alias not in names and self.prefix + alias not in names:
-                found[alias] = stored
-        return found
+    @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """All prefixes, longest first, and the empty one."""
+        given = (self.prefix,) if isinstance(self.prefix, str) else self.prefix
+        return tuple(sorted({*given, ""}, key=len, reverse=True))
 
     @cached_property
     def role_templates(self) -> tuple[str, ...]:
         """All role templates of the table, in order."""
         return tuple(role for rule in self.rules for role in rule.roles)
 
-    def facts(self, config: Mapping[str, Any]) -> dict[str, int]:
-        """Return the integers our words stand for in this configuration; words it does not give are absent."""
-        found: dict[str, int] = {}
-        for word, keys in self.config.items():
-            value = next((config[k] for k in keys.split("|") if config.get(k) is not None), None)
-            if isinstance(value, int) and not isinstance(value, bool):
-                found[word] = value
+    def bare(self, name: str) -> str:
+        """Return a tensor name without the table's prefix."""
+        for prefix in self.prefixes:
+            if name.startswith(prefix):
+                return name[len(prefix) :]
+        return name
+
+    def find(self, name: str) -> tuple[int, Rule, dict[str, str]] | None:
+        """Return the first unconditional rule that fits a tensor name, its position and its indices."""
+        bare = self.bare(name)
+        for position, rule in enumerate(self.rules):
+            indices = None if rule.shape or rule.beside else rule.match(bare)
+            if indices is not None:
+                return position, rule, indices
+        return None
+
+    def signature_matches(self, names: Collection[str]) -> bool:
+        """Return whether names are those of this table's checkpoints (never for an empty signature)."""
+        return bool(self.signature) and self.outer(names) is not None
+
+    def outer(self, names: Collection[str]) -> str | None:
+        """Return what wraps all names outside the table's own prefix (`"model."`, mostly ""), or None for no fit."""
+        wrap, few = "", _one_per_kind(frozenset(names))
+        while not self._fits([self.bare(n[len(wrap) :]) for n in few]):
+            first, dot, _ = few[0][len(wrap) :].partition(".") if few else ("", "", "")
+            wrap += first + dot
+            if not dot or not all(n.startswith(wrap) for n in few):
+                return None
+        return wrap
+
+    def _fits(self, bare: Collection[str]) -> bool:
+        for entry in self.signature:
+            wanted = not entry.startswith("!")
+            choices = [template(t.strip()) for t in entry.lstrip("!").split(" | ")]
+            if wanted != any(t.match(n) is not None for t in choices for n in bare):
+                return False
+        return not self.closed or all(is_buffer(n) or self._knows(n) for n in bare)
+
+    def _knows(self, bare: str) -> bool:
+        return any(rule.match(bare) is not None for rule in self.rules)
+
+    def facts(self, config: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Return the whole numbers our words stand for; words that neither configuration nor `sizes` give are absent.
+
+        A word's keys are alternatives joined by `|`; the first that gives a whole number counts. An alternative may be
+        a number, and may depend on another key: `multi_query=true:1`.
+        """
+        given = flat_config(config)
+        found = {word: value for word, keys in self.config.items() if (value := _number(keys, given)) is not None}
+        found = {**(sizes or {}), **found}
         if found.get("n_heads"):
             found.setdefault("n_kv_heads", found["n_heads"])
             if "d_model" in found:
@@ -126,44 +160,28 @@ class RoleTable:
         return found
 
 
-_KEYS = {"model_types", "signature", "prefix", "config", "tied", "modules", "tensors", "ignore"}
-_RULE_KEYS = {"role", "roles", "transpose", "split", "experts"}
+@lru_cache(maxsize=8)
+def _one_per_kind(names: frozenset[str]) -> list[str]:
+    """Return, of names that differ in their first numeric part only, one: the layers of a model are alike."""
+    return list({_LAYER.sub(".", name, count=1): name for name in sorted(names)}.values())
 
 
-def table_from(data: Mapping[str, Any], where: str) -> RoleTable:
-    """Return a table from its TOML form; `where` names it in errors.
-
-    Sections: `[modules]` (name -> role, weight and bias implied), `[tensors]` (full name -> role), `[ignore]` (full
-    name -> reason), `[tied]`, `[config]`; values of the first two are a role or `{roles=..., transpose=..., ...}`.
-    """
-    unknown = sorted(set(data) - _KEYS)
-    if unknown:
-        raise PluginError(f"{where}: unknown key {unknown[0]!r}; a role table has {', '.join(sorted(_KEYS))}.")
-    return RoleTable(
-        rules=tuple(_rules(data, where)),
-        tied=tuple(data.get("tied", {}).items()),
-        config=dict(data.get("config", {})),
-        signature=tuple(data.get("signature", ())),
-        prefix=data.get("prefix", ""),
-    )
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "decoder")
 
 
-def _rules(data: Mapping[str, Any], where: str) -> Iterator[Rule]:
-    for name, value in data.get("tensors", {}).items():
-        roles, how = _how(value, f"{where}: tensor {name!r}")
-        yield Rule(name, roles, **how)
-    for name, value in data.get("modules", {}).items():
-        roles, how = _how(value, f"{where}: module {name!r}")
-        yield from modules(name, roles, **how)
-    for name, reason in data.get("ignore", {}).items():
-        yield Rule(name, reason=reason)
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the language model's part of a multimodal one on top."""
+    parts = [config[key] for key in _TEXT_PARTS if isinstance(config.get(key), Mapping)]
+    return {**config, **{k: v for part in parts for k, v in part.items() if v is not None}}
 
 
-def _how(value: Any, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    if isinstance(value, str):
-        return (value,), {}
-    unknown = sorted(set(value) - _RULE_KEYS)
-    if unknown or not (value.get("role") or value.get("roles")):
-        raise PluginError(f"{where}: expected role or roles, and any of transpose, split, experts. Got {dict(value)}.")
-    how = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in ("role", "roles")}
-    return tuple(value.get("roles") or [value["role"]]), how
+def _number(keys: str, config: Mapping[str, Any]) -> int | None:
+    for alternative in keys.split("|"):
+        given, _, key = alternative.strip().rpartition(":")
+        switch, _, wanted = given.partition("=")
+        if given and str(config.get(switch)).lower() != wanted:
+            continue
+        value = int(key) if key.isdigit() else config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

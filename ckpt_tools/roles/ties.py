@@ -1,0 +1,74 @@
+"""Tied weights: one tensor under two names, counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .match import Matcher, Tensors
+from .table import RoleTable, flat_config
+
+# Endings of the names of `transformers` classes that have a head over the vocabulary.
+_HEADED = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration")
+
+
+@dataclass
+class Ties:
+    """`aliases`: name that is not counted -> stored tensor; `named`: stored tensor -> name whose rule holds for it."""
+
+    aliases: dict[str, str] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)
+
+
+def find_ties(
+    table: RoleTable,
+    matcher: Matcher,
+    tensors: Tensors,
+    shared: Mapping[str, str],
+    config: Mapping[str, Any],
+    equal: Callable[[str, str], bool] | None,
+) -> Ties:
+    """Return the ties of a checkpoint: of storage (`shared`), of configuration, of content.
+
+    Of two tied names the table's own tensor is counted, whichever of them is stored. Two stored copies count as tied
+    when the configuration does not deny it and `equal` finds the same content in both.
+    """
+    ties = Ties(dict(shared))
+    for alias, target in _possible(table, matcher, tensors, config):
+        kept, other = matcher.stored(target), matcher.stored(alias)
+        if kept and other:
+            if equal is not None and tensors[kept].shape == tensors[other].shape and equal(kept, other):
+                ties.aliases[other] = kept
+        elif other:
+            ties.named[other] = target
+            ties.aliases[alias] = other
+        elif kept and (kept in shared.values() or _assumed(table, matcher, kept, config)):
+            ties.aliases[alias] = kept
+    return ties
+
+
+def _possible(
+    table: RoleTable, matcher: Matcher, tensors: Tensors, config: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    if flat_config(config).get("tie_word_embeddings") is False:
+        return
+    for alias, targets, *beside in table.tied:
+        choices = targets.split(" | ")
+        if all(matcher.stored(name) for name in beside):
+            yield alias, next((name for name in choices if matcher.stored(name)), choices[0])
+
+
+def _assumed(table: RoleTable, matcher: Matcher, target: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a head that is stored nowhere is the embedding, rather than left out with the rest of the model."""
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        headed = any(str(name).endswith(_HEADED) for name in architectures)
+    else:
+        headed = matcher.bare(target) != target or table.prefixes == ("",)
+    if not headed or flat_config(config).get("tie_word_embeddings") is True:
+        return headed
+    default = table.tied_by_default
+    if isinstance(default, bool) or "model_type" not in config:
+        return default is not False or "model_type" not in config
+    return config["model_type"] in default
