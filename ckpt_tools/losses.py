@@ -53,7 +53,7 @@ class _Loss(Function):
         return total / len(targets)
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         return (*_Slope.apply(scale, hidden, weight, bias, targets, ctx.chunk), None, None)  # type: ignore[no-untyped-call]
 
@@ -76,8 +76,8 @@ class _Slope(Function):
         return scale * by_h, by_w.mul_(scale), by_b.mul_(scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor | None, ...]:
         scale, hidden, weight, bias, targets = ctx.saved_tensors
         by_h, by_w, by_b = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         by_scale = torch.zeros_like(scale)
@@ -94,7 +94,7 @@ class _Slope(Function):
 
 
 def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(size) for t in tensors), strict=True)
+    return zip(*(torch.split(t, size) for t in tensors), strict=True)
 
 
 def _softmax(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ class Curvature:
     def _pieces(self, v: Vector) -> list[torch.Tensor]:
         flat = torch.from_numpy(np.ascontiguousarray(v, dtype=self.dtype))
         sizes = [p.numel() for p in self.params.values()]
-        return [piece.view_as(p) for piece, p in zip(flat.split(sizes), self.params.values(), strict=True)]
+        return [piece.view_as(p) for piece, p in zip(torch.split(flat, sizes), self.params.values(), strict=True)]
 
     def _flat(self, tensors: Sequence[torch.Tensor]) -> Vector:
         flat: Vector = torch.cat([t.detach().reshape(-1) for t in tensors]).numpy()
