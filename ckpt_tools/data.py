@@ -196,7 +196,7 @@ class DataSource:
             )
 
 
-def split_batch(batch: Mapping[str, torch.Tensor], rows: int) -> list[tuple[float, Batch]]:
+def split_batch(batch: Mapping[str, torch.Tensor], rows: int) -> list[tuple[float, Mapping[str, torch.Tensor]]]:
     """Return (share, batch) pairs of at most `rows` examples; the loss is the sum of share times the parts' losses.
 
     Weights are scaled to sum to 1 in each part. A batch without `tokens`, or `rows` 0, stays whole.
@@ -204,7 +204,7 @@ def split_batch(batch: Mapping[str, torch.Tensor], rows: int) -> list[tuple[floa
     count = len(batch["tokens"]) if "tokens" in batch else 0
     if not rows or count <= rows:
         return [(1.0, dict(batch))]
-    parts = []
+    parts: list[tuple[float, Mapping[str, torch.Tensor]]] = []
     for start in range(0, count, rows):
         part = {k: v[start : start + rows] if k in PER_EXAMPLE else v for k, v in batch.items()}
         share = len(part["tokens"]) / count

@@ -202,4 +202,3 @@ def _roles(layout: Layout, name_of: Mapping[str, str]) -> tuple[dict[str, tuple[
             if info.transpose:
                 transposed.add(name)
     return roles, frozenset(transposed)
-

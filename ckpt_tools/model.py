@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .data import split_batch
 from .errors import OptionError, PluginError, nearest
 from .family import Activations, Family
 
@@ -174,6 +175,13 @@ class Model:
         if unknown:
             raise PluginError(f"The model has no tensor {unknown[0]!r}.{nearest(unknown[0], self.tensors)}")
         return self.skeleton.call({**self.tensors, **replaced}, self.tied, function, *args, **kwargs)
+
+    def split(self, batch: Batch, rows: int) -> list[tuple[float, Batch]]:
+        """Return (share, batch) pairs of at most `rows` examples (0: all); the loss is the sum of share times theirs.
+
+        Weights are scaled to sum to 1 in each part; what is not per example is in every part.
+        """
+        return split_batch(batch, rows)
 
     def changed(self) -> list[str]:
         """Return the names of tensors that were written to since they were read."""

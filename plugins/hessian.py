@@ -102,8 +102,6 @@ def _vjp(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> _Pr
     def product(v: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if not live:
             return [torch.zeros_like(i) for i in inputs]
-        return grad(
-            [outputs[i] for i in live], inputs, [v[i] for i in live], retain_graph=True, materialize_grads=True
-        )
+        return grad([outputs[i] for i in live], inputs, [v[i] for i in live], retain_graph=True, materialize_grads=True)
 
     return product

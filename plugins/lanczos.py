@@ -114,19 +114,29 @@ def _outside(basis: Vector, w: Vector) -> Vector:
 
 
 def lanczos(
-    matvec: Matvec, size: int, rng: np.random.Generator, *, k: int = 1, tol: float = 1e-2, max_products: int = 100,
+    matvec: Matvec,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    k: int = 1,
+    tol: float = 1e-2,
+    max_products: int = 100,
     dtype: Any = np.float64,
 ) -> Ritz:
     """Return Ritz pairs of which the k largest have residual <= tol * |value|.
 
     Values below `SMALL` times the largest magnitude need only tol * SMALL * that magnitude. Stops unconverged after
-    `max_products`. A multiple eigenvalue is found once, unless the Krylov space is exhausted before.
+    `max_products`. A multiple eigenvalue is found once, unless the Krylov space is exhausted before. An operator that
+    gives NaN has one value, NaN.
     """
     start = rng.standard_normal(size).astype(dtype)
     k = min(k, size)
     values = rotation = residuals = np.empty(0)
     t, converged = _Tridiagonal([], [], start[None, :][:0]), False
     for t in _growing(matvec, start, max_products, rng):
+        if not np.isfinite(t.alpha[-1]):
+            unknown = np.full(1, np.nan)
+            return Ritz(unknown, unknown, t.basis[:0], np.ones((0, 1)), False)
         values, rotation = t.eigh()
         residuals = np.abs(t.beta[-1] * rotation[-1])
         scale = np.maximum(np.abs(values[:k]), SMALL * np.abs(values).max())
@@ -147,7 +157,10 @@ def slq(
     """
     nodes, weights = np.full((probes, steps), np.nan), np.zeros((probes, steps))
     for p in range(probes):
+        values, rotation = np.empty(0), np.empty((1, 0))
         for t in _growing(matvec, _signs(rng, size, dtype), steps, None):
+            if not np.isfinite(t.alpha[-1]):
+                break
             values, rotation = t.eigh()
         nodes[p, : len(values)] = values
         weights[p, : len(values)] = rotation[0] ** 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def merged_by_hand(text: str, vocab: list[str], scores: list[float]) -> list[int
     for c in f" {text}" if text else "":
         ids += [vocab.index(c)] if c in vocab else [b + 3 for b in c.encode()]
     while True:
-        pairs = [(i, vocab[a] + vocab[b]) for i, (a, b) in enumerate(zip(ids, ids[1:], strict=False))]
+        pairs = [(i, vocab[a] + vocab[b]) for i, (a, b) in enumerate(pairwise(ids))]
         known = [(scores[vocab.index(union)], -i) for i, union in pairs if union in vocab]
         if not known:
             return [1, *ids]
@@ -171,7 +172,9 @@ def test_text_without_a_vocabulary_is_refused_with_what_to_do(tmp_path: Path) ->
         DataSource(path, characters="ab").batch({})
 
 
-@pytest.mark.parametrize("content", ['{"model": {}}', '{"a": "b"}', "{}", '{"vocab": ["a"], "scores": []}', "[1]", '{"a": 1}'])
+@pytest.mark.parametrize(
+    "content", ['{"model": {}}', '{"a": "b"}', "{}", '{"vocab": ["a"], "scores": []}', "[1]", '{"a": 1}']
+)
 def test_file_that_is_no_vocabulary_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "vocab.json"
     path.write_text(content)
