@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .checkpoint import Trajectory as Trajectory
     from .checkpoint import open_checkpoint as open_checkpoint
     from .checkpoint import open_trajectory as open_trajectory
+    from .data import DataSource as DataSource
+    from .data import ProbeSource as ProbeSource
     from .engine import Outcome as Outcome
     from .engine import analyze as analyze
     from .errors import CkptError as CkptError
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from .family import Activations as Activations
     from .family import Family as Family
     from .hookspecs import hookimpl as hookimpl
+    from .host import ModelHost as ModelHost
+    from .losses import linear_cross_entropy as linear_cross_entropy
+    from .model import Model as Model
     from .options import Option as Option
     from .options import Options as Options
     from .options import option as option
@@ -53,10 +58,14 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "analyzer": ("Analyzer", "Out"),
     "checkpoint": ("Checkpoint", "Trajectory", "open_checkpoint", "open_trajectory"),
+    "data": ("DataSource", "ProbeSource"),
     "engine": ("Outcome", "analyze"),
     "errors": ("CkptError", "OptionError", "PluginError", "ResultsError", "RunError", "SourceError", "nearest"),
     "family": ("Activations", "Family"),
     "hookspecs": ("hookimpl",),
+    "host": ("ModelHost",),
+    "losses": ("linear_cross_entropy",),
+    "model": ("Model",),
     "options": ("Option", "Options", "option"),
     "results": ("Series", "open_results", "read_results"),
     "roles": ("RoleTable", "Rule", "WeightInfo", "module", "modules"),

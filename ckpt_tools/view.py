@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .analyzer import NEEDS, Analyzer
-from .errors import PluginError
+from .errors import PluginError, SourceError
 from .roles import WeightInfo
 from .spectra import Spectrum
 from .weights import Array, AttentionWeights, Lazy, Weights
+
+if TYPE_CHECKING:
+    from .host import ModelHost
+    from .model import Batch, Model
 
 
 class View:
@@ -31,6 +35,7 @@ class View:
         config: Mapping[str, Any],
         seed: str,
         reference: View | None = None,
+        host: ModelHost | None = None,
     ) -> None:
         self.step = step
         self.config = config
@@ -38,6 +43,7 @@ class View:
         self._analyzer = analyzer
         self._seed = seed
         self._reference = reference
+        self._host = host
 
     @property
     def reference(self) -> View:
@@ -92,6 +98,25 @@ class View:
     def attention(self) -> Iterator[AttentionWeights]:
         """Yield q, k, v, o by head, layer by layer, where roles and head count are known."""
         return self._weights.attention()
+
+    def model(self, *, dtype: Literal["float32", "float64"] | None = None) -> Model:
+        """Return the model with this checkpoint's tensors, by default float64 if any is stored so, else float32.
+
+        Its `loss` needs `needs = "loss"`. Raises SourceError when the model cannot be rebuilt.
+        """
+        self.require("forward")
+        found = self._runs().model(self._weights.checkpoint, self._weights.layout, dtype)
+        return found.guarded(self.require)
+
+    def batch(self) -> Batch:
+        """Return the run's probe batch, or that of `--data`: tensors by name, the same for every checkpoint."""
+        self.require("forward")
+        return self._runs().batch()
+
+    def _runs(self) -> ModelHost:
+        if self._host is None:
+            raise SourceError(f"Analyzer {self._analyzer.name!r} needs a model; this view was made for weights only.")
+        return self._host
 
 
 class BatchView:

@@ -1,0 +1,204 @@
+"""From the checkpoints of one layout to models that run: names matched, ties resolved, shapes checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .checkpoint.dtypes import DTYPES
+from .errors import SourceError, nearest
+from .family import Family
+from .model import Batch, Model, Skeleton, Tensors
+from .roles import Layout
+
+WRAPPERS = ("_orig_mod.", "module.")
+"""Prefixes that compiling and data-parallel wrappers put before every name."""
+
+
+class BatchSource(Protocol):
+    """Where the batch of a call comes from; `identity` changes whenever the batch would."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def batch(self, config: Mapping[str, Any]) -> Batch:
+        """Return the batch for a model of this configuration."""
+
+
+class ModelHost:
+    """What turns the checkpoints of one layout into models: family, configuration, and where batches come from.
+
+    The skeleton and the batch are made on first use and kept; a checkpoint's model is kept as long as the checkpoint.
+    """
+
+    def __init__(
+        self, family: type[Family] | None, config: Mapping[str, Any], source: BatchSource | None = None
+    ) -> None:
+        self.family = family
+        self.config = {key: value for key, value in config.items() if key != "ckpt_family"}
+        self.source = source
+        self._models: WeakKeyDictionary[Checkpoint, dict[str | None, Model]] = WeakKeyDictionary()
+
+    def refusal(self, need: str) -> str:
+        """Return why `need` ("forward" or "loss") cannot be met, or ""; costs nothing, so ask before long work."""
+        if self.family is None:
+            return "no family recognises the checkpoint, so its model cannot be rebuilt; see `ckpt inspect`"
+        for method in ("build", "forward", *(["loss"] if need == "loss" else [])):
+            if getattr(self.family, method).__func__ is getattr(Family, method).__func__:
+                return f"family {self.family.name!r} defines no {method}(): it knows weights only"
+        if self.source is None:
+            return "there is nothing to run the model on: the run has no probe batch; give --data FILE"
+        return ""
+
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """The module; building it leaves the global random state as it was."""
+        if self.family is None:
+            raise SourceError(f"The model cannot be run: {self.refusal('forward')}.")
+        with torch.random.fork_rng(devices=[]):
+            return Skeleton(self.family.build(self.config))
+
+    @cached_property
+    def _batch(self) -> Batch:
+        if self.source is None:
+            raise SourceError(f"The model cannot be run: {self.refusal('forward')}.")
+        return self.source.batch(self.config)
+
+    def batch(self) -> Batch:
+        """Return the batch, the same for every checkpoint; the dict is the caller's own, its tensors are shared."""
+        return dict(self._batch)
+
+    def model(self, checkpoint: Checkpoint, layout: Layout, dtype: str | None = None) -> Model:
+        """Return a checkpoint's model in "float32" or "float64" (None: float64 where any tensor is stored so).
+
+        Raises SourceError when tensors are missing or of another shape than the configuration makes them.
+        """
+        known = self._models.setdefault(checkpoint, {})
+        # An analyzer that wrote to the tensors must not change what the next one sees.
+        if dtype not in known or known[dtype].changed():
+            known[dtype] = self._read(checkpoint, layout, dtype)
+        return known[dtype]
+
+    def _read(self, checkpoint: Checkpoint, layout: Layout, dtype: str | None) -> Model:
+        skeleton = self.skeleton
+        assert self.family is not None  # the skeleton was built from it
+        found = match_names(skeleton, checkpoint, self.family, self.config)
+        wide = any(info.dtype == "float64" for info in checkpoint.tensors.values())
+        kind: torch.dtype = getattr(torch, dtype or ("float64" if wide else "float32"))
+        tensors = _adapted(self.family, skeleton, checkpoint, found)
+        _check(tensors, skeleton, checkpoint)
+        tied = _tied(skeleton, found)
+        tensors = {n: t.to(kind) if t.is_floating_point() else t for n, t in (skeleton.constants | tensors).items()}
+        return Model(
+            self.family,
+            skeleton,
+            {name: t for name, t in tensors.items() if tied[name] == name},
+            tied,
+            kind,
+            *_roles(layout, {stored: tied[name] for name, stored in found.items()}),
+            tuple(name for name in checkpoint.tensors if name not in found.values()),
+        )
+
+
+def match_names(
+    skeleton: Skeleton, checkpoint: Checkpoint, family: type[Family], config: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return `{name in the module: stored name}` for what can be matched by name.
+
+    Names match when equal, or equal without wrapper prefixes and the table's own; a tie of the family's table stands in
+    for a name stored nowhere. Raises SourceError when the module ties what the checkpoint stores with different values.
+    """
+    table = family.table
+    names = {**{n: n for n in checkpoint.tensors}, **checkpoint.aliases}
+    names |= table.tied_names(list(names), config)
+    bare = {bare_name(alias, table.prefix): stored for alias, stored in names.items()}
+    groups: dict[str, list[str]] = {}
+    for name, first in skeleton.tied.items():
+        groups.setdefault(first, []).append(name)
+    found: dict[str, str] = {}
+    for first in [*skeleton.required, *skeleton.optional]:
+        options = [names.get(n) or bare.get(bare_name(n, table.prefix)) for n in groups[first]]
+        stored = list(dict.fromkeys(o for o in options if o))
+        if len(stored) > 1:
+            _check_equal(checkpoint, stored)
+        if stored:
+            found[first] = stored[0]
+    return found
+
+
+def bare_name(name: str, prefix: str) -> str:
+    """Return a tensor's name without wrapper prefixes and without the family's own."""
+    while name.startswith(WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name.removeprefix(prefix)
+
+
+def _check_equal(checkpoint: Checkpoint, stored: list[str]) -> None:
+    one, *others = (checkpoint.read(name) for name in stored)
+    for name, other in zip(stored[1:], others, strict=True):
+        if one.shape != other.shape or (one != other).any():
+            raise SourceError(
+                f"{checkpoint.path} (step {checkpoint.step}): the configuration ties {stored[0]!r} and {name!r}, but "
+                "they are stored with different values. Set tie_word_embeddings to false in config.json."
+            )
+
+
+def _adapted(family: type[Family], skeleton: Skeleton, checkpoint: Checkpoint, found: Mapping[str, str]) -> Tensors:
+    """Return the module's tensors; a family may convert where names alone do not match (fused experts and such)."""
+    adapt = getattr(family, "adapt", None)
+    if adapt is None or skeleton.required.keys() <= found.keys():
+        return {name: _tensor(checkpoint, stored) for name, stored in found.items()}
+    converted = adapt(skeleton.module, {name: _tensor(checkpoint, name) for name in checkpoint.tensors})
+    return {n: converted[n] for n in [*skeleton.required, *skeleton.optional] if n in converted}
+
+
+def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    info = checkpoint.tensors[name]
+    # Memory of torch's own: its kernels may give other last bits on what numpy aligned.
+    tensor = torch.empty(info.shape, dtype=getattr(torch, DTYPES[info.dtype].decoded.name))
+    checkpoint.read_into(name, tensor.numpy())
+    return tensor
+
+
+def _check(tensors: Tensors, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
+    where = f"{checkpoint.path} (step {checkpoint.step})"
+    missing = [name for name in skeleton.required if name not in tensors]
+    if missing:
+        raise SourceError(
+            f"{where} holds nothing for {len(missing)} of the model's {len(skeleton.required)} tensors: "
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}."
+            f"{nearest(missing[0], checkpoint.tensors)} Is the configuration that of this checkpoint?"
+        )
+    shapes = skeleton.required | skeleton.optional
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise SourceError(
+                f"{where}: tensor {name!r} is {list(tensor.shape)}, but the configuration makes it "
+                f"{list(shapes[name])}. Put the config.json of this checkpoint beside it."
+            )
+
+
+def _tied(skeleton: Skeleton, found: Mapping[str, str]) -> dict[str, str]:
+    """Return the module's ties, joined by those of names served from one stored tensor."""
+    first: dict[str, str] = {}
+    one = {name: first.setdefault(stored, name) for name, stored in found.items()}
+    return {name: one.get(target, target) for name, target in skeleton.tied.items()}
+
+
+def _roles(layout: Layout, name_of: Mapping[str, str]) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
+    """Return the roles in each of the module's tensors, and which of these are stored `[in, out]`."""
+    roles: dict[str, tuple[str, ...]] = {}
+    transposed = set()
+    for info in [*layout.matrices.values(), *layout.vectors.values()]:
+        if info.role and info.tensor in name_of:
+            name = name_of[info.tensor]
+            roles[name] = (*roles.get(name, ()), info.role)
+            if info.transpose:
+                transposed.add(name)
+    return roles, frozenset(transposed)
