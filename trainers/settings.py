@@ -6,6 +6,7 @@ take the task's defaults before their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,12 +22,20 @@ class Loop(Options):
     name = "training"
     steps: int = option(1000, help="Updates; the run has checkpoints from step 0 to this one.", min=0)
     optimizer: str = option("adamw", help="gd uses all examples.", choices=("gd", "sgd", "adamw"))
-    lr: float = option(1e-3, help="Learning rate.", min=0.0)
+    lr: float = option(1e-3, help="Learning rate; where it changes, the highest.", min=0.0)
+    lr_schedule: str = option("constant", help="Course of lr after warm-up.", choices=("constant", "warmup-cosine"))
+    warmup: int = option(0, help="Updates over which lr rises to its value, linearly.", min=0)
+    lr_first: float = option(0.0, help="Where warm-up begins, as a share of lr.", min=0.0, max=1.0)
+    lr_last: float = option(0.0, help="Where warmup-cosine ends, as a share of lr.", min=0.0, max=1.0)
     batch: int = option(0, help="Examples per step, drawn with replacement; 0: all.", min=0)
     momentum: float = option(0.0, help="Momentum (sgd).", min=0.0)
     beta1: float = option(0.9, help="Decay of the mean (adamw).", min=0.0, max=1.0)
     beta2: float = option(0.999, help="Decay of the mean square (adamw).", min=0.0, max=1.0)
     weight_decay: float = option(0.0, help="Decoupled for adamw, L2 for gd and sgd.", min=0.0)
+    no_decay: tuple[str, ...] = option(
+        (), help="Weights without decay: embeddings (of positions too), vectors.", choices=("embeddings", "vectors")
+    )
+    clip: float = option(0.0, help="Largest norm of the whole gradient; 0: any.", min=0.0)
     dtype: str = option("float32", help="Precision of weights and data.", choices=("float32", "float64"))
     seed: int = option(0, help="Decides initial weights, data and order of examples.", min=0)
     save: str = option("every:20", help="Steps to save: every:N, log:N, at:A,B, joined by commas.")
@@ -37,6 +46,19 @@ class Loop(Options):
         self.schedule = Schedule.parse(self.save)
         if self.optimizer == "gd" and self.batch:
             raise OptionError("Optimizer gd uses all examples at every step. Leave batch at 0, or choose sgd.")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of the update that leads from `step` to `step` + 1.
+
+        Warm-up is linear from `lr_first * lr`, before the first update, to `lr` at update `warmup`. What follows is
+        lr, or lr (last + (1 - last) (1 + cos(pi t)) / 2) with t rising from 0 to 1 at the end of the run.
+        """
+        if step < self.warmup:
+            return self.lr * (self.lr_first + (1 - self.lr_first) * (step + 1) / self.warmup)
+        if self.lr_schedule == "constant":
+            return self.lr
+        t = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.lr * (self.lr_last + (1 - self.lr_last) * (1 + math.cos(math.pi * t)) / 2)
 
 
 @dataclass(frozen=True)

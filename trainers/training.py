@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ckpt_tools import OptionError, RunError
+from ckpt_tools import Family, OptionError, RunError
 
 from .settings import Loop, Plan
 from .tasks import Batch, take
@@ -36,7 +36,7 @@ class Training:
         self.config = chosen.config.as_dict()
         self.module = family.build(self.config).to(self.dtype)
         family.init(self.module, self.config, streams["weights"])
-        self.optimizer = optimizer(self.module, chosen.loop)
+        self.optimizer = optimizer(family, self.module, chosen.loop)
         self.examples = chosen.task.examples(streams["data"])
         if self.examples is None and not chosen.loop.batch:
             raise OptionError(f"Task {task} draws fresh examples at every step: say how many with --set batch=N.")
@@ -67,6 +67,10 @@ class Training:
         """Take one step down the gradient of the loss."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.plan.loop.clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.plan.loop.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.loop.rate(self.step)
         self.optimizer.step()
         self.step += 1
 
@@ -97,13 +101,28 @@ def generator(seed: int, stream: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]))
 
 
-def optimizer(module: nn.Module, loop: Loop) -> torch.optim.Optimizer:
+def optimizer(family: type[Family], module: nn.Module, loop: Loop) -> torch.optim.Optimizer:
     """Return the optimizer of the settings; gd is sgd on all examples without momentum."""
+    groups = decay_groups(family, module, loop)
     if loop.optimizer == "adamw":
-        betas = (loop.beta1, loop.beta2)
-        return torch.optim.AdamW(module.parameters(), lr=loop.lr, betas=betas, weight_decay=loop.weight_decay)
+        return torch.optim.AdamW(groups, lr=loop.lr, betas=(loop.beta1, loop.beta2), weight_decay=loop.weight_decay)
     momentum = loop.momentum if loop.optimizer == "sgd" else 0.0
-    return torch.optim.SGD(module.parameters(), lr=loop.lr, momentum=momentum, weight_decay=loop.weight_decay)
+    return torch.optim.SGD(groups, lr=loop.lr, momentum=momentum, weight_decay=loop.weight_decay)
+
+
+def decay_groups(family: type[Family], module: nn.Module, loop: Loop) -> list[dict[str, Any]]:
+    """Return the optimizer's groups of parameters: those that decay, and those that `no_decay` excepts."""
+
+    def excepted(name: str, p: nn.Parameter) -> bool:
+        if p.dim() < 2:
+            return "vectors" in loop.no_decay
+        rule = family.table.find(name)
+        role = rule[1].roles[0] if rule and rule[1].roles else ""
+        return "embeddings" in loop.no_decay and role.partition(".")[0] == "embed"
+
+    kept = [p for name, p in module.named_parameters() if not excepted(name, p)]
+    free = [p for name, p in module.named_parameters() if excepted(name, p)]
+    return [{"params": kept}, *([{"params": free, "weight_decay": 0.0}] if free else [])]
 
 
 def tied(module: nn.Module) -> dict[str, str]:

@@ -40,6 +40,13 @@ SETTINGS = {
     "sgd": {**FULL, "optimizer": "sgd", "momentum": 0.9, "form": "sampled", "samples": 30, "batch": 5},
     "adamw": SAMPLED,
     "fresh": {**SAMPLED, "samples": 0},
+    "scheduled": {
+        **SAMPLED,
+        "lr_schedule": "warmup-cosine",
+        "warmup": 5,
+        "clip": 0.5,
+        "no_decay": "embeddings,vectors",
+    },
 }
 every_kind = pytest.mark.parametrize("values", SETTINGS.values(), ids=SETTINGS.keys())
 

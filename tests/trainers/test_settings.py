@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from ckpt_tools.errors import OptionError
@@ -113,6 +114,11 @@ def test_defaults_for_absent_settings_are_left_out() -> None:
         ({"lr": "fast"}, "Option 'lr' of training must be float in [0.0, inf). Got 'fast' instead."),
         ({"lam": 2}, "Option 'lam' of markov must be float in [0.0, 1.0]. Got 2.0 instead."),
         ({"heads": 0}, "Option 'heads' of transformer must be int in [1, inf). Got 0 instead."),
+        (
+            {"no_decay": "embeddings,embed"},
+            "Option 'no_decay' of training must be one of embeddings, vectors. Got ('embeddings', 'embed') instead.",
+        ),
+        ({"lr_schedule": "cosine"}, "must be one of constant, warmup-cosine. Got 'cosine' instead."),
         ({"save": "evry:3"}, "Did you mean 'every'?"),
         ({"batch": 4}, "Optimizer gd uses all examples"),
         ({"vocabulary": 3}, "Task markov needs vocabulary of at least 4. Got 3 instead."),
@@ -123,6 +129,26 @@ def test_bad_settings(values: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError) as caught:
         plan(Transformer, "markov", values)
     assert message in str(caught.value)
+
+
+def test_constant_rate_follows_warmup() -> None:
+    constant = Loop(lr=0.4, warmup=4, lr_first=0.5, steps=10)
+    np.testing.assert_allclose([constant.rate(k) for k in range(10)], [0.25, 0.3, 0.35, *[0.4] * 7], rtol=1e-15)
+    assert Loop(lr=0.4).rate(0) == Loop(lr=0.4).rate(999) == 0.4
+
+
+def test_cosine_rate() -> None:
+    cosine = Loop(lr=2.0, lr_schedule="warmup-cosine", warmup=3, lr_last=0.1, steps=11)
+    rates = [cosine.rate(k) for k in range(12)]
+    np.testing.assert_allclose(rates[:4], [2 / 3, 4 / 3, 2, 2], rtol=1e-15)
+    assert rates[7] == pytest.approx(2 * (0.1 + 0.9 / 2)), "half way down at half time"
+    assert rates[11] == cosine.rate(99) == pytest.approx(0.2)
+    assert sorted(rates[3:], reverse=True) == rates[3:]
+
+
+def test_rate_after_nothing_but_warmup() -> None:
+    cosine = Loop(lr=1.0, lr_schedule="warmup-cosine", warmup=5, steps=5)
+    assert [cosine.rate(k) for k in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
 
 
 def test_unknown_task() -> None:
