@@ -20,7 +20,6 @@ amplitude |a| sqrt(w^2 + b^2).
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from ckpt_tools import Analyzer, OptionError, Out, hookimpl, option
 
 from .neurons.clustering import Ints, cluster_sizes, numbered, partition, scan, size_entropy, within_cosine
-from .neurons.cosines import Array, Floats, Mask, PairStats, exactly, unit_rows
+from .neurons.cosines import Array, Floats, Mask, Pairs, exactly, joined, unit_rows
 from .neurons.directions import alignment, heatmap_order, leading_direction, orientations
 from .neurons.stacks import scan_stack
 from .neurons.vectors import SIDES, first_steps, group_of, neuron_vectors, norms, outgoing
@@ -42,18 +41,20 @@ if TYPE_CHECKING:
 
 STACKED = 512
 """Up to this many neurons, matrices of one shape are worked on together."""
-STACK_PAIRS = 1 << 18
-"""Most cosines of one stack: its buffers then stay in the cache."""
+STACK_ENTRIES = 1 << 18
+"""Numbers from which a stack of matrices is worked on and not added to: 1 MiB stays in the cache, and in the heap."""
+
+PARALLEL = 0.99
+"""Neurons whose mean |cos| starts here or above are parallel from the start."""
 
 _SIDE = ("matrix", "side")
 
 
 @dataclass
 class Neurons:
-    """One side of one matrix: `vectors [n, d]`, their norms, which of them count, and the output row they fill."""
+    """Sides of one shape: `vectors [b, n, d]`, their norms, which of them count, and the output rows they fill."""
 
-    row: int
-    what: str
+    rows: list[int]
     vectors: Array
     lengths: Floats
     keep: Mask
@@ -109,77 +110,64 @@ class Condensation(Analyzer):
     def analyze(self, view: View) -> Mapping[str, Any]:
         """Return the statistics of every matrix and side."""
         names = view.matrix_names()
-        table = _Table(self, [view.info(name).shape for name in names])
-        stacks: dict[tuple[Any, ...], list[Neurons]] = defaultdict(list)
-        for part in self._parts(view, names, table):
-            n, d = part.vectors.shape
-            if self.method != "components" or n > STACKED:
-                self._measure(part, table)
-                continue
-            stack = stacks[n, d, part.vectors.dtype]
-            stack.append(part)
-            if len(stack) * n * n >= STACK_PAIRS:
-                self._measure_stack(stack, table)
-                stack.clear()
-        for stack in stacks.values():
-            if stack:
-                self._measure_stack(stack, table)
-        return {"matrix": names, "side": list(SIDES), **table.outputs(), **_lines(view, names)}
-
-    def _parts(self, view: View, names: list[str], table: _Table) -> Iterator[Neurons]:
-        """Yield the sides that can be compared, after what concerns their neurons one by one is in the table."""
-        rng, fits = view.rng, False
-        for index, name in enumerate(names):
-            for number, (side, vectors) in enumerate(neuron_vectors(view, name).items()):
-                lengths = norms(vectors)
-                fits |= self._fits(vectors, view.info(name).shape[number ^ 1])
-                if not np.isfinite(lengths).all():
-                    continue
-                row = 2 * index + number
-                keep = (lengths > 0) & (lengths >= self.min_norm * lengths.max(initial=0.0))
-                table.ints["tiny"][row] = len(keep) - np.count_nonzero(keep)
-                keep = _sampled(keep, self.max_neurons, rng)
-                part = Neurons(row, f"The {side} side of matrix {name!r}", vectors, lengths, keep)
-                self._directions(part, view.info(name).shape[number ^ 1], table)
-                yield part
-        if self.direction and not fits:
+        shapes = [view.info(name).shape for name in names]
+        if self.direction and not any(len(self.direction) in (n, n + 1) for shape in shapes for n in shape):
             raise OptionError(
                 f"Option 'direction' of condensation has {len(self.direction)} numbers, but no selected matrix has as "
                 "many inputs or outputs. Give one number per input (and one for the bias, if you like) or per output."
             )
+        table, rng = _Table(self, names, shapes), view.rng
+        for rows, vectors in _stacks(view, names, alone=self.method != "components"):
+            lengths = norms(vectors)
+            part = Neurons(rows, vectors, lengths, self._kept(rows, lengths, table, rng))
+            if self.leading or self.direction or self.order_max:
+                for at in range(len(rows)):
+                    self._directions(part, at, table)
+            if vectors.shape[1] > STACKED or self.method != "components":
+                self._measure(part, table)
+            else:
+                found = scan_stack(vectors, lengths, part.keep, self.threshold, signed=self.signed)
+                table.add(rows, *found)
+        return {"matrix": names, "side": list(SIDES), **table.outputs(), **_lines(view, names)}
 
-    def _fits(self, vectors: Array, width: int) -> bool:
-        return len(self.direction) in (width, vectors.shape[1])
+    def _kept(self, rows: list[int], lengths: Floats, table: _Table, rng: np.random.Generator) -> Mask:
+        """Return which neurons `[b, n]` are compared: none of a side with a NaN or an infinity."""
+        finite = np.asarray(np.isfinite(lengths).all(axis=1, keepdims=True))
+        with np.errstate(invalid="ignore"):
+            large = lengths >= self.min_norm * lengths.max(axis=1, keepdims=True)
+        keep = np.asarray((lengths > 0) & large & finite)
+        counts = np.count_nonzero(keep, axis=1)
+        table.ints["tiny"][rows] = np.where(finite[:, 0], keep.shape[1] - counts, -1)
+        for at in np.flatnonzero(counts > self.max_neurons):
+            chosen = rng.choice(np.flatnonzero(keep[at]), size=self.max_neurons, replace=False)
+            keep[at] = False
+            keep[at, chosen] = True
+        return keep
 
-    def _directions(self, part: Neurons, width: int, table: _Table) -> None:
+    def _directions(self, part: Neurons, at: int, table: _Table) -> None:
         """Put into the table how neurons lie to the leading and the given direction, and the heat map's order."""
-        wanted = self.leading or self._fits(part.vectors, width) or np.count_nonzero(part.keep) <= self.order_max
-        if not (wanted and part.keep.any()):
+        chosen = np.flatnonzero(part.keep[at])
+        if not chosen.size:
             return
-        chosen = np.flatnonzero(part.keep)
-        vectors, lengths = part.vectors[chosen], part.lengths[chosen]
+        row, vectors, lengths = part.rows[at], part.vectors[at][chosen], part.lengths[at][chosen]
         if len(chosen) <= self.order_max:
-            table.orders[part.row] = chosen[heatmap_order(unit_rows(vectors, lengths))]
+            table.orders[row] = chosen[heatmap_order(unit_rows(vectors, lengths))]
         top = leading_direction(vectors) if self.leading else None
         if top is not None:
-            table.floats["leading_cos"][part.row] = alignment(vectors, lengths, top).mean()
-        if self._fits(part.vectors, width):
-            given = np.array(self.direction)
-            seen = vectors[:, : len(given)]
-            table.floats["direction_cos"][part.row] = np.nanmean(alignment(seen, norms(seen), given))
+            table.floats["leading_cos"][row] = alignment(vectors, lengths, top).mean()
+        width, given = len(self.direction), np.array(self.direction)
+        if width == vectors.shape[1] or (width and width == table.widths[row]):
+            seen = vectors[:, :width]
+            table.floats["direction_cos"][row] = np.nanmean(alignment(seen, norms(seen), given))
             if top is not None:
-                table.floats["leading_direction_cos"][part.row] = _cos(top[: len(given)], given)
-
-    def _measure_stack(self, stack: Sequence[Neurons], table: _Table) -> None:
-        vectors = np.stack([part.vectors for part in stack])
-        lengths, keep = np.stack([part.lengths for part in stack]), np.stack([part.keep for part in stack])
-        found = scan_stack(vectors, lengths, keep, self.threshold, signed=self.signed)
-        table.add([part.row for part in stack], found.pairs, found.sums, found.roots, found.within)
+                table.floats["leading_direction_cos"][row] = _cos(top[:width], given)
 
     def _measure(self, part: Neurons, table: _Table) -> None:
-        chosen = np.flatnonzero(part.keep)
-        u = unit_rows(part.vectors[chosen], part.lengths[chosen])
-        decide = exactly(part.vectors, chosen, self.threshold, self.signed)
+        """Measure one large side, or one for which all distances are needed."""
+        vectors, keep = part.vectors[0], part.keep[0]
+        chosen = np.flatnonzero(keep)
+        u = unit_rows(vectors[chosen], part.lengths[0][chosen])
+        decide = exactly(vectors, chosen, self.threshold, self.signed)
         pairs, roots = scan(u, self.threshold, decide, signed=self.signed)
         if self.method != "components":
             roots = partition(
@@ -189,16 +177,17 @@ class Condensation(Analyzer):
                 signed=self.signed,
                 smallest=self.min_cluster,
                 largest=self.max_dense,
-                what=part.what,
+                what=table.what(part.rows[0]),
             )
-        tight = within_cosine(u, roots, signed=self.signed)
-        full = np.full(len(part.keep), -1, dtype=np.int64)
-        full[chosen] = chosen[roots]
-        total = np.array([np.square(u.sum(axis=0, dtype=np.float64)).sum()])
-        table.add([part.row], [pairs], total, full[None], np.array([tight]))
+        full = np.full((1, len(keep)), -1, dtype=np.int64)
+        full[0, chosen] = chosen[roots]
+        table.add(part.rows, pairs, full, np.array([within_cosine(u, roots, signed=self.signed)]))
 
     def summarize(self, series: Series) -> Mapping[str, Any]:
-        """Return the step at which each matrix, and each group of matrices by role, condenses; None if it does not."""
+        """Return the step at which each matrix, and each group of matrices by role, condenses.
+
+        None where that does not happen, or where the neurons are parallel from the start.
+        """
         values, names = series["mean_abs_cos"], series.labels("matrix")
         groups = [group_of(name) for name in names]
         onset: dict[str, Any] = {}
@@ -214,53 +203,87 @@ class Condensation(Analyzer):
         return {"onset_rule": rule, "onset_step": onset, "onset_order": order}
 
     def _onsets(self, steps: NDArray[np.int64], values: Floats) -> list[int | None]:
-        return first_steps(steps, values >= values[:1] + self.onset * (1 - values[:1]))
+        start = values[:1]
+        return first_steps(steps, (values >= start + self.onset * (1 - start)) & (start < PARALLEL))
 
 
 class _Table:
     """The outputs of all matrices and sides, one row each, as they are found; what is not found stays NaN or -1."""
 
-    def __init__(self, analyzer: Condensation, shapes: Sequence[tuple[int, ...]]) -> None:
-        self._of, self._counts = analyzer, [n for shape in shapes for n in shape[:2]]
-        rows = len(self._counts)
+    def __init__(self, analyzer: Condensation, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
+        self._of, self._names = analyzer, names
+        self.widths = [n for rows, columns in shapes for n in (columns, rows)]
+        counts = [n for shape in shapes for n in shape]
         plain = {key: out.dtype for key, out in analyzer.outputs.items() if out.dims == _SIDE}
-        self.floats: dict[str, Floats] = {key: np.full(rows, np.nan) for key, kind in plain.items() if kind == "f8"}
-        self.ints: dict[str, Ints] = {key: np.full(rows, -1) for key, kind in plain.items() if kind == "i8"}
-        self.ints["neurons"][:] = self._counts
+        self.floats = {key: np.full(len(counts), np.nan) for key, kind in plain.items() if kind == "f8"}
+        self.ints = {key: np.full(len(counts), -1) for key, kind in plain.items() if kind == "i8"}
+        self.ints["neurons"][:] = counts
         self.orders: dict[int, Any] = {}
-        self._sizes = np.full((rows, analyzer.sizes), -1)
+        self._found: dict[int, list[tuple[list[int], Pairs, Ints, Floats]]] = {}
+        self._sizes = np.full((len(counts), analyzer.sizes), -1)
         self._labels: dict[int, Any] = {}
 
-    def add(self, rows: list[int], pairs: list[PairStats], sums: Floats, roots: Ints, within: Floats) -> None:
-        """Take the results of sides `rows`; `sums [b]` are squared lengths of the sum of unit vectors."""
+    def what(self, row: int) -> str:
+        """Return how a row is called in messages."""
+        return f"The {SIDES[row % 2]} side of matrix {self._names[row // 2]!r}"
+
+    def add(self, rows: list[int], pairs: Pairs, roots: Ints, within: Floats) -> None:
+        """Take the results of the sides `rows`: statistics, roots `[b, n]`, smallest cosines to a cluster's mean."""
+        self._found.setdefault(roots.shape[1], []).append((rows, pairs, roots, within))
+
+    def _put(self, rows: list[int], pairs: Pairs, roots: Ints, within: Floats) -> None:
         floats, ints = self.floats, self.ints
-        sizes = cluster_sizes(roots)
-        used = sizes.sum(axis=1)
-        with np.errstate(all="ignore"):
-            floats["mean_cos"][rows] = np.where(used > 1, (sums - used) / (used * (used - 1)), np.nan)
-            floats["largest_share"][rows] = sizes.max(axis=1, initial=0) / used
-        floats["mean_abs_cos"][rows] = [p.mean_abs for p in pairs]
-        floats["share_above"][rows] = [p.share for p in pairs]
-        floats["effective_directions"][rows] = [p.directions for p in pairs]
-        floats["size_entropy"][rows] = np.where(used > 0, size_entropy(sizes), np.nan)
+        sizes, used = cluster_sizes(roots), pairs.used
+        ordered = -np.sort(-sizes, axis=1)
+        population = ints["neurons"][rows] - ints["tiny"][rows]
+        floats["mean_abs_cos"][rows] = pairs.mean_abs
+        floats["mean_cos"][rows] = pairs.mean
+        floats["share_above"][rows] = pairs.share
+        floats["effective_directions"][rows] = pairs.directions
         floats["within_cos"][rows] = within
+        with np.errstate(all="ignore"):
+            rest = np.sqrt(np.maximum(0.0, 1 - used / population))
+            floats["mean_abs_cos_error"][rows] = 2 * pairs.spread / np.sqrt(used) * rest
+            floats["largest_share"][rows] = ordered[:, 0] / used
+        floats["size_entropy"][rows] = np.where(used > 0, size_entropy(sizes), np.nan)
+        finite = ints["tiny"][rows] >= 0
         ints["used"][rows] = used
-        ints["clusters"][rows] = (sizes > 0).sum(axis=1)
-        ints["single"][rows] = (sizes == 1).sum(axis=1)
-        whole = ints["neurons"][rows] - ints["tiny"][rows]
-        floats["mean_abs_cos_error"][rows] = [_error(p, n) for p, n in zip(pairs, whole, strict=True)]
-        top = -np.sort(-sizes, axis=1)[:, : self._of.sizes]
-        self._sizes[rows, : top.shape[1]] = np.where(top > 0, top, -1)
+        ints["clusters"][rows] = np.where(finite, (sizes > 0).sum(axis=1), -1)
+        ints["single"][rows] = np.where(finite, (sizes == 1).sum(axis=1), -1)
+        width = min(self._sizes.shape[1], ordered.shape[1])
+        self._sizes[rows, :width] = np.where(ordered[:, :width] > 0, ordered[:, :width], -1)
         if roots.shape[1] <= self._of.labels_max:
             self._labels.update(zip(rows, numbered(roots), strict=True))
 
     def outputs(self) -> dict[str, Any]:
-        """Return every output of dims `matrix`, `side` and one more."""
-        flat = {
-            **self.floats, **self.ints, "cluster_size": self._sizes,
-            "label": _filled(self._labels, len(self._counts)), "order": _filled(self.orders, len(self._counts)),
-        }  # fmt: skip
-        return {key: value.reshape(len(value) // 2, 2, *value.shape[1:]) for key, value in flat.items()}
+        """Return every output that has the dims `matrix` and `side`."""
+        for found in self._found.values():
+            rows, pairs, roots, within = zip(*found, strict=True)
+            self._put(
+                [row for some in rows for row in some], joined(pairs), np.concatenate(roots), np.concatenate(within)
+            )
+        count = len(self._sizes)
+        extra = {"label": _filled(self._labels, count), "order": _filled(self.orders, count)}
+        flat = {**self.floats, **self.ints, "cluster_size": self._sizes, **extra}
+        return {key: value.reshape(count // 2, 2, *value.shape[1:]) for key, value in flat.items()}
+
+
+def _stacks(view: View, names: Sequence[str], *, alone: bool) -> Iterator[tuple[list[int], Array]]:
+    """Yield rows of the output and their neurons `[b, n, d]`: small sides of one shape together, large ones alone."""
+    waiting: dict[tuple[Any, ...], tuple[list[int], list[Array]]] = {}
+    for index, name in enumerate(names):
+        for number, vectors in enumerate(neuron_vectors(view, name).values()):
+            if alone or len(vectors) > STACKED:
+                yield [2 * index + number], vectors[None]
+                continue
+            key = (vectors.shape, vectors.dtype)
+            rows, stack = waiting.setdefault(key, ([], []))
+            rows.append(2 * index + number)
+            stack.append(vectors)
+            if len(stack) * vectors.size >= STACK_ENTRIES:
+                yield rows, np.stack(stack)
+                del waiting[key]
+    yield from ((rows, np.stack(stack)) for rows, stack in waiting.values())
 
 
 def _filled(rows: Mapping[int, Any], count: int) -> Ints:
@@ -268,21 +291,6 @@ def _filled(rows: Mapping[int, Any], count: int) -> Ints:
     for at, row in rows.items():
         full[at, : len(row)] = row
     return full
-
-
-def _error(pairs: PairStats, population: int) -> float:
-    n = len(pairs.abs_means)
-    if n < 2:
-        return math.nan
-    return 2 * float(pairs.abs_means.std(ddof=1)) / math.sqrt(n) * math.sqrt(max(0.0, 1 - n / population))
-
-
-def _sampled(keep: Mask, largest: int, rng: np.random.Generator) -> Mask:
-    if np.count_nonzero(keep) <= largest:
-        return keep
-    mask = np.zeros_like(keep)
-    mask[rng.choice(np.flatnonzero(keep), size=largest, replace=False)] = True
-    return mask
 
 
 def _cos(a: Floats, b: Floats) -> float:

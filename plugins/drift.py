@@ -111,9 +111,10 @@ class Drift(Analyzer):
         times = self._times(view)
         grams = [self._gram(view, name, "matrices") for name in names]
         others = [self._gram(view, name, "vectors") for name in view.vectors()] if self.vectors else []
-        known = [g for g in [*grams, *others] if not np.isnan(g[FIRST, FIRST])]
-        each = _measures(np.stack(grams) if grams else np.zeros((0, 7, 7)), *times)
-        total = _measures(np.sum(known, axis=0) if known else np.full((7, 7), np.nan), *times)
+        known = [gram for gram in [*grams, *others] if gram is not None]
+        unknown = np.full((7, 7), np.nan)
+        each = _measures(np.array([unknown if gram is None else gram for gram in grams]).reshape(-1, 7, 7), *times)
+        total = _measures(np.sum(known, axis=0) if known else unknown, *times)
         return {
             "matrix": names,
             **each,
@@ -128,14 +129,14 @@ class Drift(Analyzer):
         earlier = view.references["before_previous"].step if self.turning else previous
         return view.step - previous, previous - earlier
 
-    def _gram(self, view: View, name: str, kind: str) -> Floats:
-        """Return the inner products of one weight; NaN when a reference lacks it or has it in another shape."""
+    def _gram(self, view: View, name: str, kind: str) -> Floats | None:
+        """Return the inner products of one weight; None when a reference lacks it or has it in another shape."""
         now = getattr(view, kind)()[name]
         past = []
         for which in ("first", "previous", "before_previous" if self.turning else "previous"):
             weights = getattr(view.references[which], kind)()
             if name not in weights or weights[name].shape != now.shape:
-                return np.full((7, 7), np.nan)
+                return None
             past.append(weights[name])
         return motion_gram(now, *past)
 
@@ -211,7 +212,8 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 def _relative(above: Floats, below: Floats) -> Floats:
     """Return above / below, infinite where a zero weight has moved and 0 where it has not."""
-    return np.where(np.asarray(below) == 0, np.where(above == 0, 0.0, above * np.inf), _ratio(above, below))
+    sudden = np.where(np.isnan(above) | (above == 0), above, np.copysign(np.inf, above))
+    return np.where(np.asarray(below) == 0, sudden, _ratio(above, below))
 
 
 def _peak(steps: NDArray[np.int64], speed: Floats) -> int | None:

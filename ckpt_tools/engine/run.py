@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..analyzer import Analyzer
+from ..analyzer import Analyzer, reference_kinds
 from ..checkpoint import Checkpoint, Skip
 from ..layouts import Resolved
 from ..results import Record, check
 from ..view import View
-from ..weights import Weights
+from ..weights import Lazy, Weights
 from .plan import Plan
 
 Progress = Callable[[int, int, str], None]
+
+_BACK = {"previous": 1, "before_previous": 2}
 
 
 @dataclass
@@ -66,21 +68,18 @@ class Runner:
     def record_of(self, analyzer: Analyzer, position: int) -> Record:
         """Return what an analyzer gives for the checkpoint at a position of the plan, checked."""
         step = self.plan.steps[position]
-        reference = None
-        if analyzer.reference:
-            other = self._reference_step(analyzer.reference, position)
-            reference = self._view(analyzer, other, *self.weights_of(other))
-        view = self._view(analyzer, step, *self.weights_of(step), reference)
+        kinds = reference_kinds(analyzer)
+        references = Lazy(kinds, lambda kind: self._reference(analyzer, kind, position), "reference checkpoint")
+        view = self._view(analyzer, step, references)
         return check(analyzer, analyzer.analyze(view), f"step {step} of {self.plan.trajectory.path}", step=step)
 
-    def _view(
-        self, analyzer: Analyzer, step: int, weights: Weights, resolved: Resolved, reference: View | None = None
-    ) -> View:
-        return View(weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, reference=reference)
+    def _reference(self, analyzer: Analyzer, kind: str, position: int) -> View:
+        at = {"first": 0, "last": -1}.get(kind)
+        return self._view(analyzer, self.plan.steps[max(position - _BACK[kind], 0) if at is None else at])
 
-    def _reference_step(self, kind: str, position: int) -> int:
-        steps = self.plan.steps
-        return {"first": steps[0], "previous": steps[max(position - 1, 0)], "last": steps[-1]}[kind]
+    def _view(self, analyzer: Analyzer, step: int, references: Mapping[str, View] | None = None) -> View:
+        weights, resolved = self.weights_of(step)
+        return View(weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, references=references)
 
     def weights_of(self, step: int) -> tuple[Weights, Resolved]:
         """Return the weights of a step, opening its checkpoint if it is not open."""
@@ -92,9 +91,9 @@ class Runner:
 
     def _kept(self, position: int) -> Iterator[int]:
         """Yield the steps that later checkpoints refer to."""
-        kinds = {a.reference for a in self.plan.analyzers}
-        if "previous" in kinds:
-            yield self.plan.steps[position]
+        kinds = {kind for analyzer in self.plan.analyzers for kind in reference_kinds(analyzer)}
+        back = max((_BACK[kind] for kind in kinds if kind in _BACK), default=0)
+        yield from self.plan.steps[max(position + 1 - back, 0) : position + 1]
         yield from (self.plan.steps[i] for kind, i in (("first", 0), ("last", -1)) if kind in kinds)
 
     def close(self, keep: Iterable[int] = ()) -> None:

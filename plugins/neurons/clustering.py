@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ckpt_tools import OptionError
 
-from .cosines import BLOCK, Array, Decide, Floats, Mask, PairStats, PairSums, Tile, exactly, tiles, unit_rows, where
+from .cosines import BLOCK, Array, Decide, Floats, Mask, Pairs, PairSums, Tile, exactly, tiles, unit_rows, where
 from .vectors import norms
 
 Ints = NDArray[np.int64]
@@ -37,13 +37,13 @@ def threshold_clusters(vectors: Array, threshold: float, *, signed: bool = False
     return components.roots()
 
 
-def scan(u: Units, threshold: float, decide: Decide, *, signed: bool = False) -> tuple[PairStats, Ints]:
+def scan(u: Units, threshold: float, decide: Decide, *, signed: bool = False) -> tuple[Pairs, Ints]:
     """Return pair statistics and component roots `[n]` of unit rows `u [n, d]` in one pass of tiles."""
     sums, components = PairSums(len(u)), Components(len(u))
     for tile in tiles(u, threshold, signed, decide):
         sums.add(tile, signed)
         components.join(tile)
-    return sums.stats(), components.roots()
+    return sums.stats(u), components.roots()
 
 
 class Components:

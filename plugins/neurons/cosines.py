@@ -9,8 +9,8 @@ counts and clusters are those of float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -133,34 +133,49 @@ def where(mask: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 @dataclass
-class PairStats:
-    """Over all pairs of `n` vectors: `abs_means [n]` (mean |cos| to the others), `squares` (sum of cos^2 over ordered
-    pairs of two) and `above` (unordered pairs beyond the threshold)."""
+class Pairs:
+    """What the cosines of b sets of vectors say, each field `[b]`; NaN for a set without a pair.
 
-    abs_means: Floats
-    squares: float
-    above: int
+    `used` vectors each; mean |cos| and its standard deviation over vectors (`spread`), mean cos, share of pairs beyond
+    the threshold, and the effective number of directions n^2 / sum_ij cos^2.
+    """
 
-    @property
-    def mean_abs(self) -> float:
-        """Mean |cos| off the diagonal, NaN without a pair."""
-        return float(self.abs_means.mean()) if len(self.abs_means) > 1 else math.nan
+    used: NDArray[np.intp]
+    mean_abs: Floats
+    spread: Floats
+    mean: Floats
+    share: Floats
+    directions: Floats
 
-    @property
-    def share(self) -> float:
-        """Share of pairs beyond the threshold, NaN without a pair."""
-        n = len(self.abs_means)
-        return 2 * self.above / (n * (n - 1)) if n > 1 else math.nan
 
-    @property
-    def directions(self) -> float:
-        """Effective number of directions n^2 / sum_ij cos^2: 1 when all are parallel, n when orthogonal."""
-        n = len(self.abs_means)
-        return n * n / (n + self.squares) if n else math.nan
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """Return the statistics of several lots of sets as those of one lot."""
+    return Pairs(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Pairs)))
+
+
+def pair_stats(sums: Floats, squares: Floats, above: Array, resultants: Array, keep: Mask) -> Pairs:
+    """Return the statistics of b sets of vectors, of which `keep [b, n]` count.
+
+    `sums [b, n]` adds |cos| and `squares [b]` cos^2 to the others, `above [b]` counts pairs beyond the threshold, and
+    `resultants [b, d]` adds unit vectors.
+    """
+    n = np.count_nonzero(keep, axis=1)
+    with np.errstate(all="ignore"):
+        mean = sums.sum(axis=1) / np.where(n > 1, n * (n - 1.0), np.nan)
+        around = np.where(keep, sums / (n[:, None] - 1.0) - mean[:, None], 0.0)
+        total = np.einsum("bi,bi->b", resultants, resultants, dtype=np.float64)
+        return Pairs(
+            n,
+            mean,
+            np.sqrt(np.einsum("bi,bi->b", around, around) / (n - 1.0)),
+            (total - n) / np.where(n > 1, n * (n - 1.0), np.nan),
+            above / np.where(n > 1, n * (n - 1) / 2, np.nan),
+            n * n / np.where(n > 0, n + squares, np.nan),
+        )
 
 
 class PairSums:
-    """Gathers `PairStats` from tiles."""
+    """Adds up cosines tile by tile."""
 
     def __init__(self, n: int) -> None:
         self._abs, self._squares, self._above = np.zeros(n), 0.0, 0
@@ -177,7 +192,8 @@ class PairSums:
         self._squares += square
         self._above += 0 if tile.edges is None else int(np.count_nonzero(tile.edges))
 
-    def stats(self) -> PairStats:
-        """Return what was gathered."""
-        n = len(self._abs)
-        return PairStats(self._abs / max(n - 1, 1), self._squares, self._above)
+    def stats(self, u: NDArray[np.float32]) -> Pairs:
+        """Return the statistics of all unit rows `u [n, d]` as one set."""
+        resultant = u.sum(axis=0, dtype=np.float64)
+        keep = np.ones((1, len(u)), dtype=bool)
+        return pair_stats(self._abs[None], np.array([self._squares]), np.array([self._above]), resultant[None], keep)

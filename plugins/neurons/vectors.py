@@ -36,7 +36,7 @@ def norms(vectors: Array) -> Floats:
     """Return the Euclidean norms `[..., n]` of rows `[..., n, d]`, safe from overflow and underflow of squares."""
     if vectors.size == 0:
         return np.zeros(vectors.shape[:-1])
-    peak = float(np.abs(vectors).max())
+    peak = float(max(vectors.max(), -vectors.min()))
     if not np.isfinite(peak) or 1e-12 < peak < 1e12:
         with np.errstate(all="ignore"):
             squares = np.einsum("...i,...i->...", vectors, vectors)
