@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .results.series import Series
 
 NEEDS = ("weights", "forward", "loss")
-REFERENCES = ("first", "previous", "last")
+REFERENCES = ("first", "previous", "before_previous", "last")
 SYMMETRIES = ("scale", "rotation", "sign", "neuron_permutation")
 DTYPES = ("f8", "f4", "i8", "i4", "i1", "str")
 
@@ -37,14 +37,15 @@ class Analyzer(Options):
     """Base of all analyzers: declare `name`, `needs`, `outputs`, options; implement `analyze`.
 
     `needs` is what the view may hand out: "weights" < "forward" < "loss". `reference` asks for a second checkpoint
-    as `view.reference`. With `batched`, arrays of `view.matrices()` carry a leading step axis and so do the outputs.
+    as `view.reference`; a tuple of names asks for several, as `view.references["first"]`. With `batched`, arrays of
+    `view.matrices()` carry a leading step axis and so do the outputs.
     `invariant_to` names symmetries the conformance kit then tests.
     """
 
     version: ClassVar[str] = "1"
     needs: ClassVar[Literal["weights", "forward", "loss"]] = "weights"
     outputs: ClassVar[Mapping[str, Out]] = {}
-    reference: ClassVar[Literal["first", "previous", "last"] | None] = None
+    reference: ClassVar[str | tuple[str, ...] | None] = None
     batched: ClassVar[bool] = False
     invariant_to: ClassVar[frozenset[str] | set[str]] = frozenset()
 
@@ -63,6 +64,12 @@ class Analyzer(Options):
         return {}
 
 
+def reference_kinds(analyzer: Analyzer | type[Analyzer]) -> tuple[str, ...]:
+    """Return the names of the reference checkpoints an analyzer declares, none to several."""
+    declared = analyzer.reference
+    return () if declared is None else (declared,) if isinstance(declared, str) else tuple(declared)
+
+
 def declaration_faults(cls: type) -> list[str]:
     """Return every fault of an analyzer's declaration, empty when it is sound."""
     if not (isinstance(cls, type) and issubclass(cls, Analyzer)):
@@ -72,8 +79,8 @@ def declaration_faults(cls: type) -> list[str]:
         faults.append(f"name {cls.name!r} is not an identifier")
     if cls.needs not in NEEDS:
         faults.append(f"needs {cls.needs!r} is none of {', '.join(NEEDS)}")
-    if cls.reference is not None and cls.reference not in REFERENCES:
-        faults.append(f"reference {cls.reference!r} is none of {', '.join(REFERENCES)}")
+    unknown = [kind for kind in reference_kinds(cls) if kind not in REFERENCES]
+    faults += [f"reference {kind!r} is none of {', '.join(REFERENCES)}" for kind in unknown]
     faults += [f"invariant_to {s!r} is none of {', '.join(SYMMETRIES)}" for s in set(cls.invariant_to) - {*SYMMETRIES}]
     if cls.analyze is Analyzer.analyze:
         faults.append("analyze(self, view) is not defined")

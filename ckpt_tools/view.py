@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .analyzer import NEEDS, Analyzer
+from .analyzer import NEEDS, REFERENCES, Analyzer, reference_kinds
 from .errors import PluginError, SourceError
 from .roles import WeightInfo
 from .spectra import Spectrum
@@ -23,7 +23,7 @@ class View:
     """One checkpoint as one analyzer may see it; handed to `Analyzer.analyze`.
 
     `step` is the checkpoint's step, `config` its configuration as plain data, `reference` the second checkpoint's view
-    when the analyzer declares one.
+    when the analyzer declares one, `references` those of all it declares by name.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class View:
         config: Mapping[str, Any],
         seed: str,
         reference: View | None = None,
+        references: Mapping[str, View] | None = None,
         host: ModelHost | None = None,
     ) -> None:
         self.step = step
@@ -42,18 +43,28 @@ class View:
         self._weights = weights
         self._analyzer = analyzer
         self._seed = seed
-        self._reference = reference
+        given = {} if reference is None else dict.fromkeys(reference_kinds(analyzer), reference)
+        self._references = references if references is not None else given
         self._host = host
 
     @property
     def reference(self) -> View:
-        """The view of the reference checkpoint the analyzer declared."""
-        if self._reference is None:
+        """The view of the one reference checkpoint the analyzer declared."""
+        if len(self._references) != 1:
+            declared = ", ".join(self._references) or "none"
             raise PluginError(
-                f"Analyzer {self._analyzer.name!r} asked for view.reference but declares none; "
-                'set reference = "first", "previous" or "last".'
+                f"Analyzer {self._analyzer.name!r} asked for view.reference but declares {declared}; "
+                f"set reference to one of {', '.join(REFERENCES)}, or use view.references[name]."
             )
-        return self._reference
+        return next(iter(self._references.values()))
+
+    @property
+    def references(self) -> Mapping[str, View]:
+        """The views of all reference checkpoints the analyzer declared, by name.
+
+        At the start of a trajectory "previous" and "before_previous" are its first checkpoint: compare their `step`.
+        """
+        return self._references
 
     @property
     def rng(self) -> np.random.Generator:

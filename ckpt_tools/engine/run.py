@@ -6,21 +6,22 @@ whole block, which spares the cost of a call per matrix. What is stored is the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..analyzer import Analyzer
+from ..analyzer import Analyzer, reference_kinds
 from ..checkpoint import Checkpoint, Skip
 from ..layouts import Resolved
 from ..results import Record, check, check_batch
 from ..view import BatchView, View
-from ..weights import Block, Weights
+from ..weights import Block, Lazy, Weights
 from .plan import Plan
 
 Progress = Callable[[int, int, str], None]
 
 MAX_BLOCK = 16
 BLOCK_BYTES = 64 << 20
+_BACK = {"previous": 1, "before_previous": 2}
 
 
 @dataclass
@@ -108,18 +109,17 @@ class Runner:
         return check(analyzer, analyzer.analyze(view), where, step=step)
 
     def _view_at(self, analyzer: Analyzer, position: int) -> View:
-        reference = None
-        if analyzer.reference:
-            reference = self._view(analyzer, self._reference_step(analyzer.reference, position), None)
-        return self._view(analyzer, self.plan.steps[position], reference)
+        kinds = reference_kinds(analyzer)
+        references = Lazy(kinds, lambda kind: self._reference(analyzer, kind, position), "reference checkpoint")
+        return self._view(analyzer, self.plan.steps[position], references)
 
-    def _view(self, analyzer: Analyzer, step: int, reference: View | None) -> View:
+    def _reference(self, analyzer: Analyzer, kind: str, position: int) -> View:
+        at = {"first": 0, "last": -1}.get(kind)
+        return self._view(analyzer, self.plan.steps[max(position - _BACK[kind], 0) if at is None else at])
+
+    def _view(self, analyzer: Analyzer, step: int, references: Mapping[str, View] | None = None) -> View:
         weights, resolved = self.weights_of(step)
-        return View(weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, reference=reference)
-
-    def _reference_step(self, kind: str, position: int) -> int:
-        steps = self.plan.steps
-        return {"first": steps[0], "previous": steps[max(position - 1, 0)], "last": steps[-1]}[kind]
+        return View(weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, references=references)
 
     def weights_of(self, step: int) -> tuple[Weights, Resolved]:
         """Return the weights of a step, opening its checkpoint if it is not open."""
@@ -131,9 +131,9 @@ class Runner:
 
     def _kept(self, position: int) -> Iterator[int]:
         """Yield the steps that later checkpoints refer to."""
-        kinds = {a.reference for a in self.plan.analyzers}
-        if "previous" in kinds:
-            yield self.plan.steps[position]
+        kinds = {kind for analyzer in self.plan.analyzers for kind in reference_kinds(analyzer)}
+        back = max((_BACK[kind] for kind in kinds if kind in _BACK), default=0)
+        yield from self.plan.steps[max(position + 1 - back, 0) : position + 1]
         yield from (self.plan.steps[i] for kind, i in (("first", 0), ("last", -1)) if kind in kinds)
 
     def close(self, keep: Iterable[int] = ()) -> None:

@@ -1,0 +1,89 @@
+"""The vectors that make up a neuron, and what neurons are worth in the function they compute.
+
+On the *input side* of a matrix `[out, in]` a neuron is what it listens to: its row, joined by its bias, u = (w, b). On
+the *output side* it is what it writes: a column. The rows of an embedding are its tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ckpt_tools.view import View
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+SIDES = ("input", "output")
+_READER = {"mlp.up": "mlp.down", "mlp.gate": "mlp.down"}
+
+
+def neuron_vectors(view: View, name: str) -> dict[str, Array]:
+    """Return one neuron per row by side: "input" `[out, in]`, with a bias `[out, in + 1]`, and "output" `[in, out]`."""
+    matrix = view.matrices()[name]
+    bias = view.bias(name)
+    joined = matrix if bias is None else np.concatenate([matrix, bias[:, None]], axis=1)
+    return {"input": joined, "output": matrix.T}
+
+
+def norms(vectors: Array) -> Floats:
+    """Return the Euclidean norms `[..., n]` of rows `[..., n, d]`, safe from overflow and underflow of squares."""
+    if vectors.size == 0:
+        return np.zeros(vectors.shape[:-1])
+    peak = float(max(vectors.max(), -vectors.min()))
+    if not np.isfinite(peak) or 1e-12 < peak < 1e12:
+        with np.errstate(all="ignore"):
+            squares = np.einsum("...i,...i->...", vectors, vectors)
+        return np.asarray(np.sqrt(squares, dtype=np.float64))
+    if peak == 0:
+        return np.zeros(vectors.shape[:-1])
+    scaled = vectors.astype(np.float64) / peak
+    return np.asarray(peak * np.sqrt(np.einsum("...i,...i->...", scaled, scaled)))
+
+
+def outgoing(view: View) -> dict[str, str]:
+    """Return which matrix reads the neurons that another one forms, where that is certain.
+
+    Known are the two halves of an MLP by role, and a plain feed-forward network: matrices other than embeddings that
+    fit each other in model order, none of them in an attention or state-space block.
+    """
+    names = view.matrix_names()
+    pairs = {
+        name: reader
+        for name in names
+        for written, read in _READER.items()
+        if name.endswith(written) and (reader := name.removesuffix(written) + read) in names
+    }
+    return pairs or _chain(view, [name for name in names if not name.startswith("embed")])
+
+
+def _chain(view: View, names: list[str]) -> dict[str, str]:
+    shapes = [view.info(name).shape for name in names]
+    fits = all(above[1] == below[0] for below, above in pairwise(shapes))
+    if not fits or any(re.search(r"attn|attention|ssm|mixer|conv|rnn|lstm", name) for name in names):
+        return {}
+    return dict(pairwise(names))
+
+
+def group_of(name: str) -> str:
+    """Return a matrix's name without its indices: one group holds the same matrix of every layer.
+
+    >>> group_of("layers.3.attn.q")
+    'attn.q'
+    >>> group_of("h.0.mlp.weight")
+    'h.mlp.weight'
+    """
+    bare = re.sub(r"\.\d+(?=\.|$)", "", name)
+    return bare.removeprefix("layers.") or name
+
+
+def first_steps(steps: Iterable[int], reached: NDArray[np.bool_]) -> list[int | None]:
+    """Return, for each column of `reached [step, column]`, the first step at which it holds, else None."""
+    at = np.asarray(list(steps))
+    return [int(at[column.argmax()]) if column.any() else None for column in reached.T]
