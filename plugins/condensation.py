@@ -36,8 +36,7 @@ from .neurons.stacks import scan_stack
 from .neurons.vectors import SIDES, first_steps, group_of, neuron_vectors, norms, outgoing
 
 if TYPE_CHECKING:
-    from ckpt_tools.results.series import Series
-    from ckpt_tools.view import View
+    from ckpt_tools import Series, View
 
 STACKED = 512
 """Up to this many neurons, matrices of one shape are worked on together."""

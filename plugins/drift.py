@@ -25,8 +25,7 @@ from ckpt_tools import Analyzer, Out, hookimpl, option
 from .neurons.vectors import first_steps, group_of, neuron_vectors, norms, outgoing
 
 if TYPE_CHECKING:
-    from ckpt_tools.results.series import Series
-    from ckpt_tools.view import View
+    from ckpt_tools import Series, View
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -35,8 +35,7 @@ from numpy.typing import NDArray
 from ckpt_tools import Analyzer, Out, hookimpl, option
 
 if TYPE_CHECKING:
-    from ckpt_tools.results.series import Series
-    from ckpt_tools.view import View
+    from ckpt_tools import Series, View
 
 Floats = NDArray[np.float64]
 

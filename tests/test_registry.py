@@ -9,6 +9,8 @@ from ckpt_tools import Analyzer, CkptError, Out
 from ckpt_tools.errors import PluginError
 from ckpt_tools.registry import Plugin, Registry, load_registry
 
+GPT2 = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+
 GOOD = '''
 from ckpt_tools import Analyzer, Out, hookimpl
 
@@ -138,7 +140,7 @@ def test_recognition_by_model_type_then_by_names() -> None:
     for config, names, expected in [
         ({"model_type": "gpt2"}, [], "gpt2"),
         ({}, llama, "llama"),
-        ({}, ["h.0.attn.c_attn.weight", "wpe.weight"], "gpt2"),
+        ({}, ["wte.weight", "wpe.weight", *(f"h.0.{n}.weight" for n in GPT2), "ln_f.weight"], "gpt2"),
         ({"ckpt_family": "transformer"}, llama, "transformer"),
     ]:
         family = registry.recognise(config, names)

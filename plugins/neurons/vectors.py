@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ckpt_tools.view import View
+    from ckpt_tools import View
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
