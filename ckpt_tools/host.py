@@ -19,7 +19,9 @@ from .checkpoint.source import TensorInfo
 from .errors import SourceError, nearest
 from .family import Family
 from .model import Batch, Model, Skeleton, Tensors
-from .roles import Layout, assign
+from .roles import Layout, RoleTable, assign
+from .roles.match import Matcher
+from .roles.ties import find_ties
 
 WRAPPERS = ("_orig_mod.", "module.")
 """Prefixes that compiling and data-parallel wrappers put before every name."""
@@ -133,7 +135,8 @@ def _roles_of(layout: Layout) -> tuple[dict[str, tuple[str, ...]], set[str]]:
     for info in [*layout.matrices.values(), *layout.vectors.values()]:
         if info.role:
             roles[info.tensor] = (*roles.get(info.tensor, ()), info.role)
-            if info.transpose:
+            # The first canonical axis is the last stored one.
+            if info.axes and info.axes[0] == max(info.axes):
                 transposed.add(info.tensor)
     return roles, transposed
 
@@ -143,17 +146,19 @@ def match_names(
 ) -> dict[str, str]:
     """Return `{name in the module: stored name}` for what can be matched by name.
 
-    Names match when equal, or equal without wrapper prefixes and the table's own; a tie of the family's table stands in
-    for a name stored nowhere. Of tied names only the first is listed, unless they are stored with different values:
-    then the checkpoint is believed and not its configuration.
+    Names match when equal, or equal without what wraps all of them and the table's own prefixes; a tie of the family's
+    table stands in for a name stored nowhere. Of tied names only the first is listed, unless they are stored with
+    different values: then the checkpoint is believed and not its configuration.
     """
-    table = family.table
-    names = {**{n: n for n in checkpoint.tensors}, **checkpoint.aliases}
-    names |= table.tied_names(names, config)
-    bare = {bare_name(alias, table.prefix): stored for alias, stored in names.items()}
+    table, tensors = family.table, checkpoint.tensors
+    names = {n: n for n in tensors} | checkpoint.aliases
+    ties = find_ties(table, Matcher(table, tensors), tensors, checkpoint.aliases, config, None).aliases
+    names = {alias: stored for alias, stored in ties.items() if alias not in names} | names
+    outer = table.outer(tensors) or ""
+    bare = {_bare(table, alias.removeprefix(outer)): stored for alias, stored in names.items()}
     found: dict[str, str] = {}
     for name, first in skeleton.tied.items():
-        stored = names.get(name) or bare.get(bare_name(name, table.prefix))
+        stored = names.get(name) or bare.get(_bare(table, name))
         if stored is None or not (first in skeleton.required or first in skeleton.optional):
             continue
         if first not in found:
@@ -163,11 +168,11 @@ def match_names(
     return found
 
 
-def bare_name(name: str, prefix: str) -> str:
-    """Return a tensor's name without wrapper prefixes and without the family's own."""
+def _bare(table: RoleTable, name: str) -> str:
+    """Return a tensor's name without wrapper prefixes and without the table's own."""
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
-    return name.removeprefix(prefix)
+    return table.bare(name)
 
 
 def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:

@@ -170,7 +170,7 @@ def test_a_tied_tensor_is_replaced_under_both_names(tmp_path: Path) -> None:
 
 
 def test_a_name_stored_nowhere_is_tied_as_the_table_says(tmp_path: Path) -> None:
-    path = save(tmp_path / "c", net(1), drop=("head.weight",))
+    path = save(tmp_path / "c", net(1), prefix="net.", drop=("head.weight",))
     model = model_of(path)
     assert model.tied["head.weight"] == "embed.weight" and "head.weight" not in model.parameters()
     assert torch.equal(model.forward(BATCH).logits, model_of(path, {"tied": True}).forward(BATCH).logits)
