@@ -11,14 +11,14 @@ import ckpt_tools
 
 CORE = Path(ckpt_tools.__file__).parent
 LAYERS = [
-    ["errors"],
+    ["errors", "losses"],
     ["options", "hookspecs"],
     ["checkpoint"],
-    ["roles", "results"],
+    ["roles", "results", "text"],
     ["spectra", "analyzer", "family", "run"],
-    ["hf"],
-    ["registry"],
-    ["layouts", "weights"],
+    ["hf", "data"],
+    ["registry", "model"],
+    ["layouts", "weights", "host"],
     ["view"],
     ["engine"],
     ["testing", "report"],
