@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
+from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .checkpoint.dtypes import DTYPES
+from .checkpoint.source import TensorInfo
 from .errors import SourceError, nearest
 from .family import Family
 from .model import Batch, Model, Skeleton, Tensors
-from .roles import Layout
+from .roles import Layout, RoleTable, assign
+from .roles.match import Matcher
+from .roles.ties import find_ties
 
 WRAPPERS = ("_orig_mod.", "module.")
 """Prefixes that compiling and data-parallel wrappers put before every name."""
@@ -86,24 +92,53 @@ class ModelHost:
         return known[dtype]
 
     def _read(self, checkpoint: Checkpoint, layout: Layout, dtype: str | None) -> Model:
-        skeleton = self.skeleton
-        assert self.family is not None  # the skeleton was built from it
-        found = match_names(skeleton, checkpoint, self.family, self.config)
+        skeleton, family = self.skeleton, self.family
+        assert family is not None  # the skeleton was built from it
+        found = match_names(skeleton, checkpoint, family, self.config)
+        tensors, used = _tensors(family, skeleton, checkpoint, found)
+        _check(tensors, skeleton, checkpoint)
         wide = any(info.dtype == "float64" for info in checkpoint.tensors.values())
         kind: torch.dtype = getattr(torch, dtype or ("float64" if wide else "float32"))
-        tensors = _adapted(self.family, skeleton, checkpoint, found)
-        _check(tensors, skeleton, checkpoint)
-        tied = _tied(skeleton, found)
+        tied = _tied(skeleton, found, tensors)
         tensors = {n: t.to(kind) if t.is_floating_point() else t for n, t in (skeleton.constants | tensors).items()}
         return Model(
-            self.family,
+            family,
             skeleton,
             {name: t for name, t in tensors.items() if tied[name] == name},
             tied,
             kind,
-            *_roles(layout, {stored: tied[name] for name, stored in found.items()}),
-            tuple(name for name in checkpoint.tensors if name not in found.values()),
+            *self._roles(layout, {stored: tied[name] for name, stored in found.items()}),
+            tuple(name for name in checkpoint.tensors if name not in used),
         )
+
+    def _roles(self, layout: Layout, name_of: Mapping[str, str]) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
+        """Return the roles in each of the module's tensors, and which of these are `[in, out]`.
+
+        Told by the names in the module, which the family's table knows too, else by the names in the checkpoint.
+        """
+        roles, transposed = self._module_roles
+        stored_roles, stored_transposed = _roles_of(layout)
+        others = {name_of[t]: r for t, r in stored_roles.items() if t in name_of and name_of[t] not in roles}
+        return roles | others, frozenset(transposed | {name_of[t] for t in stored_transposed if t in name_of})
+
+    @cached_property
+    def _module_roles(self) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+        assert self.family is not None  # asked for after the skeleton was built
+        shapes = self.skeleton.required
+        infos = {n: TensorInfo(n, "float32", s, 4 * prod(s), Path()) for n, s in shapes.items()}
+        return _roles_of(assign(infos, {}, self.family.table, self.config))
+
+
+def _roles_of(layout: Layout) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+    roles: dict[str, tuple[str, ...]] = {}
+    transposed = set()
+    for info in [*layout.matrices.values(), *layout.vectors.values()]:
+        if info.role:
+            roles[info.tensor] = (*roles.get(info.tensor, ()), info.role)
+            # The first canonical axis is the last stored one.
+            if info.axes and info.axes[0] == max(info.axes):
+                transposed.add(info.tensor)
+    return roles, transposed
 
 
 def match_names(
@@ -111,51 +146,52 @@ def match_names(
 ) -> dict[str, str]:
     """Return `{name in the module: stored name}` for what can be matched by name.
 
-    Names match when equal, or equal without wrapper prefixes and the table's own; a tie of the family's table stands in
-    for a name stored nowhere. Raises SourceError when the module ties what the checkpoint stores with different values.
+    Names match when equal, or equal without what wraps all of them and the table's own prefixes; a tie of the family's
+    table stands in for a name stored nowhere. Of tied names only the first is listed, unless they are stored with
+    different values: then the checkpoint is believed and not its configuration.
     """
-    table = family.table
-    names = {**{n: n for n in checkpoint.tensors}, **checkpoint.aliases}
-    names |= table.tied_names(list(names), config)
-    bare = {bare_name(alias, table.prefix): stored for alias, stored in names.items()}
-    groups: dict[str, list[str]] = {}
-    for name, first in skeleton.tied.items():
-        groups.setdefault(first, []).append(name)
+    table, tensors = family.table, checkpoint.tensors
+    names = {n: n for n in tensors} | checkpoint.aliases
+    ties = find_ties(table, Matcher(table, tensors), tensors, checkpoint.aliases, config, None).aliases
+    names = {alias: stored for alias, stored in ties.items() if alias not in names} | names
+    outer = table.outer(tensors) or ""
+    bare = {_bare(table, alias.removeprefix(outer)): stored for alias, stored in names.items()}
     found: dict[str, str] = {}
-    for first in [*skeleton.required, *skeleton.optional]:
-        options = [names.get(n) or bare.get(bare_name(n, table.prefix)) for n in groups[first]]
-        stored = list(dict.fromkeys(o for o in options if o))
-        if len(stored) > 1:
-            _check_equal(checkpoint, stored)
-        if stored:
-            found[first] = stored[0]
+    for name, first in skeleton.tied.items():
+        stored = names.get(name) or bare.get(_bare(table, name))
+        if stored is None or not (first in skeleton.required or first in skeleton.optional):
+            continue
+        if first not in found:
+            found[first] = stored
+        elif not _equal(checkpoint, stored, found[first]):
+            found[name] = stored
     return found
 
 
-def bare_name(name: str, prefix: str) -> str:
-    """Return a tensor's name without wrapper prefixes and without the family's own."""
+def _bare(table: RoleTable, name: str) -> str:
+    """Return a tensor's name without wrapper prefixes and without the table's own."""
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
-    return name.removeprefix(prefix)
+    return table.bare(name)
 
 
-def _check_equal(checkpoint: Checkpoint, stored: list[str]) -> None:
-    one, *others = (checkpoint.read(name) for name in stored)
-    for name, other in zip(stored[1:], others, strict=True):
-        if one.shape != other.shape or (one != other).any():
-            raise SourceError(
-                f"{checkpoint.path} (step {checkpoint.step}): the configuration ties {stored[0]!r} and {name!r}, but "
-                "they are stored with different values. Set tie_word_embeddings to false in config.json."
-            )
+def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    return one == other or np.array_equal(checkpoint.read(one), checkpoint.read(other))
 
 
-def _adapted(family: type[Family], skeleton: Skeleton, checkpoint: Checkpoint, found: Mapping[str, str]) -> Tensors:
-    """Return the module's tensors; a family may convert where names alone do not match (fused experts and such)."""
-    adapt = getattr(family, "adapt", None)
-    if adapt is None or skeleton.required.keys() <= found.keys():
-        return {name: _tensor(checkpoint, stored) for name, stored in found.items()}
-    converted = adapt(skeleton.module, {name: _tensor(checkpoint, name) for name in checkpoint.tensors})
-    return {n: converted[n] for n in [*skeleton.required, *skeleton.optional] if n in converted}
+def _tensors(
+    family: type[Family], skeleton: Skeleton, checkpoint: Checkpoint, found: Mapping[str, str]
+) -> tuple[Tensors, set[str]]:
+    """Return the module's tensors and which stored ones went into them.
+
+    A family may convert where names alone do not match (experts fused, and such); it then is given all that is stored.
+    """
+    convert = getattr(family, "module_tensors", None)
+    if convert is None or skeleton.required.keys() <= found.keys():
+        return {name: _tensor(checkpoint, stored) for name, stored in found.items()}, set(found.values())
+    made = convert(skeleton.module, {name: _tensor(checkpoint, name) for name in checkpoint.tensors})
+    tensors = {name: made[name] for name in skeleton.tied if name in made and name not in skeleton.constants}
+    return tensors, set(checkpoint.tensors)
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -177,28 +213,16 @@ def _check(tensors: Tensors, skeleton: Skeleton, checkpoint: Checkpoint) -> None
         )
     shapes = skeleton.required | skeleton.optional
     for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes[name]:
+        if tuple(tensor.shape) != shapes[skeleton.tied[name]]:
             raise SourceError(
                 f"{where}: tensor {name!r} is {list(tensor.shape)}, but the configuration makes it "
-                f"{list(shapes[name])}. Put the config.json of this checkpoint beside it."
+                f"{list(shapes[skeleton.tied[name]])}. Put the config.json of this checkpoint beside it."
             )
 
 
-def _tied(skeleton: Skeleton, found: Mapping[str, str]) -> dict[str, str]:
-    """Return the module's ties, joined by those of names served from one stored tensor."""
+def _tied(skeleton: Skeleton, found: Mapping[str, str], tensors: Tensors) -> dict[str, str]:
+    """Return the module's ties, but for names with tensors of their own, and those of names stored as one tensor."""
     first: dict[str, str] = {}
     one = {name: first.setdefault(stored, name) for name, stored in found.items()}
-    return {name: one.get(target, target) for name, target in skeleton.tied.items()}
-
-
-def _roles(layout: Layout, name_of: Mapping[str, str]) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
-    """Return the roles in each of the module's tensors, and which of these are stored `[in, out]`."""
-    roles: dict[str, tuple[str, ...]] = {}
-    transposed = set()
-    for info in [*layout.matrices.values(), *layout.vectors.values()]:
-        if info.role and info.tensor in name_of:
-            name = name_of[info.tensor]
-            roles[name] = (*roles.get(name, ()), info.role)
-            if info.transpose:
-                transposed.add(name)
-    return roles, frozenset(transposed)
+    own = {name: name if name in tensors else target for name, target in skeleton.tied.items()}
+    return {name: one.get(target, target) for name, target in own.items()}

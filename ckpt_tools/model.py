@@ -43,7 +43,7 @@ class Skeleton:
 
     `tied` maps every name to that first one. `required` gives the shapes of what a checkpoint must hold: parameters
     and stored float buffers; `optional` those of other stored buffers, whose built values serve as well; `constants`
-    are float buffers that are never stored. `trainable` are the parameters that training changes.
+    are float buffers that are never stored. `trainable` are all names of the parameters that training changes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -59,7 +59,7 @@ class Skeleton:
         self.required = {n: tuple(t.shape) for n, t in (parameters | needed).items() if self.tied[n] == n}
         self.optional = {n: tuple(b.shape) for n, b in own.items() if n in stored and n not in needed}
         self.constants = {n: b for n, b in own.items() if n not in stored and b.is_floating_point()}
-        self.trainable = [name for name, p in module.named_parameters() if p.requires_grad]
+        self.trainable = [name for name, p in parameters.items() if p.requires_grad]
         for p in module.parameters():
             p.data = torch.full((), torch.nan, dtype=p.dtype).expand(p.shape)
 
@@ -146,25 +146,23 @@ class Model:
     def loss_and_logits(self, batch: Batch, *, tensors: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return the loss and the logits it was computed from, in one graph.
 
-        Raises PluginError for a family whose `loss` does not go through its `forward` once.
+        The logits are what the module itself returned, or its `logits`. Raises PluginError for a family whose `loss`
+        does not call the module once.
         """
         self._permit_loss()
-        seen: list[Tensor] = []
-
-        def forward(cls: type[Family], module: Any, batch: Batch, *, record: bool = False) -> Activations:
-            out = family.forward(module, batch, record=record)
-            seen.append(out.logits)
-            return out
-
-        family = self.family
-        watched: Any = type(family.__name__, (family,), {"forward": classmethod(forward), "__doc__": family.__doc__})
-        loss = self.call(watched.loss, self._cast(batch), tensors=tensors)
-        if len(seen) != 1:
+        seen: list[Any] = []
+        watch = self.skeleton.module.register_forward_hook(lambda module, args, out: seen.append(out))
+        try:
+            loss = self.call(self.family.loss, self._cast(batch), tensors=tensors)
+        finally:
+            watch.remove()
+        logits = [getattr(out, "logits", out) for out in seen]
+        if len(logits) != 1 or not isinstance(logits[0], Tensor):
             raise PluginError(
-                f"The loss of family {family.name!r} called its forward pass {len(seen)} times; it must do so once "
-                "(cls.forward(module, batch)) for its logits to be known."
+                f"The loss of family {self.family.name!r} called its module {len(seen)} times; it must do so once, and "
+                "get logits, for them to be known here."
             )
-        return loss, seen[0]
+        return loss, logits[0]
 
     def call(
         self, function: Callable[..., T], *args: Any, tensors: Mapping[str, Tensor] | None = None, **kwargs: Any

@@ -11,11 +11,11 @@ import ckpt_tools
 
 CORE = Path(ckpt_tools.__file__).parent
 LAYERS = [
-    ["errors"],
+    ["errors", "losses"],
     ["options", "hookspecs"],
     ["checkpoint"],
-    ["roles", "results"],
-    ["spectra", "analyzer", "family", "run", "text", "losses"],
+    ["roles", "results", "text"],
+    ["spectra", "analyzer", "family", "run"],
     ["hf", "data"],
     ["registry", "model"],
     ["layouts", "weights", "host"],

@@ -11,16 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ckpt_plugins.flatness import Flatness
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ckpt_plugins.flatness import Flatness
 from ckpt_tools import Activations, DataSource, Family, ModelHost, OptionError, RoleTable, Rule, View, open_checkpoint
 from ckpt_tools.errors import PluginError
 from ckpt_tools.results import check
 from ckpt_tools.roles import assign
 from ckpt_tools.weights import Weights
+
+
+class Sheet(nn.Module):
+    """A matrix of inputs to a quadratic, and a vector beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, scale: Tensor) -> Tensor:
+        return self.x * scale.sqrt()
 
 
 class Bowl(Family):
@@ -31,13 +42,11 @@ class Bowl(Family):
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> nn.Module:
-        module = nn.Module()
-        module.x, module.y = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(2))
-        return module
+        return Sheet()
 
     @classmethod
     def forward(cls, module: Any, batch: Mapping[str, Tensor], *, record: bool = False) -> Activations:
-        return Activations(module.x * batch["scale"].sqrt())
+        return Activations(module(batch["scale"]))
 
     @classmethod
     def loss(cls, module: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -252,7 +261,7 @@ def test_gauss_newton_needs_logits_inside_the_loss(tmp_path: Path) -> None:
 
     analyzer = Flatness(curvature="gauss_newton")
     tensors = {"x": torch.ones(2, 3), "y": torch.zeros(2)}
-    with pytest.raises(PluginError, match="called its forward pass 0 times"):
+    with pytest.raises(PluginError, match="called its module 0 times"):
         analyzer.analyze(view(tmp_path, Direct, tensors, BOWL_BATCH, analyzer))
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from ckpt_plugins.hessian import Curvature, Tensors
-from ckpt_plugins.lanczos import hutch_plus_plus, lanczos
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+
+from ckpt_plugins.hessian import Curvature, Tensors
+from ckpt_plugins.lanczos import hutch_plus_plus, lanczos
 
 Loss = Callable[[Tensors], Tensor]
 Case = tuple[Callable[[Tensors], tuple[Tensor, Tensor]], Tensors]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ckpt_plugins.lanczos import deflated_trace, density, hutch_plus_plus, hutchinson, lanczos, slq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.integrate import trapezoid
+
+from ckpt_plugins.lanczos import deflated_trace, density, hutch_plus_plus, hutchinson, lanczos, slq
 
 Matrix = NDArray[np.float64]
 

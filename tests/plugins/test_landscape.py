@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from ckpt_plugins.landscape import (
     SCALINGS,
     filter_normalised,
@@ -14,7 +16,6 @@ from ckpt_plugins.landscape import (
     principal_directions,
     sharpness_aware,
 )
-from torch import Tensor
 
 PARAMS = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, -1.0]]).double(), "b": torch.tensor([2.0, -2.0]).double()}
 CURVE = {"a": torch.tensor([[1.0, 2.0], [5.0, 7.0], [3.0, 1.0]]).double(), "b": torch.tensor([4.0, 0.5]).double()}
