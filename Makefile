@@ -14,6 +14,8 @@ $(STAMP): pyproject.toml constraints.txt
 	# torch by itself first: its pinned build must be chosen before other packages ask for any torch.
 	$(BIN)/pip install -q -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/pip install -q -c constraints.txt -e ".[all]"
+	# Left by the build; a later `python -m pytest` here would take its entry points for the installed ones.
+	rm -rf *.egg-info
 	touch $@
 
 lint: setup
@@ -24,7 +26,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(THREADS) $(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
+	$(THREADS) $(BIN)/pytest -q --cov --cov-report=term:skip-covered
 
 # The same tests against the built wheel, in an environment where the checkout is not importable.
 wheel: setup

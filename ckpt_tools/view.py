@@ -89,14 +89,13 @@ class View:
         return Lazy(self._weights.names, self._weights.read, "matrix")
 
     def vectors(self) -> Mapping[str, Array]:
-        """Biases, norm gains and other 1-D weights by name, read on access."""
-        return Lazy(list(self._weights.layout.vectors), self._weights.read, "vector")
+        """Biases, norm gains and other 1-D weights by name, read on access; of a selection of matrices, their biases."""
+        return Lazy(self._weights.vector_names, self._weights.read, "vector")
 
     def bias(self, name: str) -> Array | None:
         """Return the bias `[out]` that belongs to a matrix, or None."""
-        role = self._weights.info(name).role
-        candidate = f"{role}.bias" if role else name.removesuffix("weight") + "bias"
-        return self._weights.read(candidate) if candidate in self._weights.layout.vectors else None
+        bias = self._weights.bias_name(name)
+        return None if bias is None else self._weights.read(bias)
 
     def info(self, name: str) -> WeightInfo:
         """Return role, stored tensor, stored dtype, shape and layer of a weight without reading it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
 
@@ -129,9 +130,26 @@ class Weights:
         """Memory the selected matrices take once read, in bytes."""
         return sum(4 * prod(self.layout.matrices[name].shape) for name in self.names)
 
-    def tensor_names(self) -> list[str]:
-        """Names of the stored tensors behind the selected matrices."""
-        return list(dict.fromkeys(self.layout.matrices[name].tensor for name in self.names))
+    @cached_property
+    def vector_names(self) -> list[str]:
+        """Names of the vectors analyzers may see: all, or of a selection of matrices the biases that belong to them."""
+        vectors = self.layout.vectors
+        if len(self.names) == len(self.layout.matrices):
+            return list(vectors)
+        return [bias for name in self.names if (bias := self.bias_name(name)) is not None]
+
+    def bias_name(self, name: str) -> str | None:
+        """Return the name of the bias that belongs to a matrix, or None."""
+        role = self.info(name).role
+        candidate = f"{role}.bias" if role else name.removesuffix("weight") + "bias"
+        return candidate if candidate in self.layout.vectors else None
+
+    def content_hash(self, *, everything: bool) -> str:
+        """Return the SHA-256 over the tensors analyzers may see: selected matrices and vectors, or all tensors."""
+        if everything:
+            return self.checkpoint.content_hash()
+        seen = [*self.names, *self.vector_names]
+        return self.checkpoint.content_hash({self.info(name).tensor for name in seen})
 
     def spectrum(self, name: str) -> Spectrum:
         """Return the singular values of a matrix, computed once per checkpoint; large ones are streamed by rows."""

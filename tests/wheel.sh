@@ -5,9 +5,10 @@
 set -eu
 first=$1
 second=$2
-rm -rf build dist "$second"
+rm -rf build dist "$second" *.egg-info
 "$first/bin/pip" wheel -q --no-deps --no-build-isolation --wheel-dir dist .
 "$first/bin/python" -m venv --without-pip "$second"
+rm -rf build *.egg-info
 site=$("$second/bin/python" -c 'import site; print(site.getsitepackages()[0])')
 "$first/bin/python" -c 'import site; print(site.getsitepackages()[0])' > "$site/borrowed.pth"
 "$first/bin/pip" --python "$second/bin/python" install -q --no-deps --no-index dist/*.whl

@@ -41,33 +41,28 @@ def complete_plugins(ctx: click.Context, param: click.Parameter, incomplete: str
     shell_complete=complete_plugins,
     help="Analyzer to run; repeat for several. `ckpt plugins` lists them.",
 )
-@click.option(
-    "--plugin-file",
-    "plugin_files",
-    multiple=True,
-    type=click.Path(),
-    help="Python file with a plugin in it; repeatable.",
-)
+@click.option("--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Python file with a plugin.")
 @click.option("--steps", help="Steps to take: 0:1000:10, log:50, at:0,1,2, first, last, or a union with commas.")
 @click.option("--matrices", multiple=True, help="Only matrices whose name fits this glob, as in 'layers.*.attn.q'.")
 @click.option("--set", "settings", multiple=True, metavar="ANALYZER.OPTION=VALUE", help="Set an analyzer's option.")
+@click.option("--data", type=click.Path(), help="Text or token ids to run models on (default: the run's probe batch).")
+@click.option("--tokens", type=int, help="How many tokens of --data to take.")
+@click.option("--sequence", type=int, help="Length of the sequences --data is cut into.")
+@click.option("--tokenizer", type=click.Path(), help="Tokenizer file for --data (default: the one beside the model).")
 @click.option("--output", "-o", type=click.Path(), default="results.h5", show_default=True, help="Results file.")
-@click.option("--force", is_flag=True, help="Replace an existing results file.")
+@click.option("--force", is_flag=True, help="Start an existing results file afresh instead of extending it.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes to compute in.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up an analyzer at a checkpoint after this long.")
+@click.option("--strict", is_flag=True, help="Stop at the first failure instead of recording it and going on.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about what was done.")
 def analyze(
-    source: str,
-    plugins: tuple[str, ...],
-    plugin_files: tuple[str, ...],
-    steps: str | None,
-    matrices: tuple[str, ...],
-    settings: tuple[str, ...],
-    output: str,
-    force: bool,
-    quiet: bool,
-    as_json: bool,
+    source: str, plugins: tuple[str, ...], settings: tuple[str, ...], quiet: bool, as_json: bool, **how: Any
 ) -> int:
     """Run analyzers over SOURCE, a run, a folder of checkpoints or one checkpoint, and write HDF5.
+
+    A results file that exists is extended: only what is missing is computed. What cannot be read or measured is
+    recorded with its reason, the rest goes on, and the exit code is 3.
 
     \b
     ckpt analyze run --plugin rank -o results.h5
@@ -76,20 +71,28 @@ def analyze(
     from ..engine import analyze as run_analysis
     from .progress import reporter
 
+    data = data_settings(how)
     with reporter(quiet=quiet or as_json, label="analyze") as progress:
         outcome = run_analysis(
-            source,
-            plugins,
-            output=Path(output),
-            steps=steps,
-            matrices=matrices,
-            options=split_settings(settings),
-            plugin_files=plugin_files,
-            force=force,
-            on_progress=progress,
+            source, plugins, options=split_settings(settings), data=data, on_progress=progress, **how
         )
     _report(outcome, quiet, as_json)
-    return 130 if outcome.interrupted else 0
+    return 130 if outcome.interrupted else 3 if outcome.failures else 0
+
+
+def data_settings(how: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of --data out of the command's options and return those that were given."""
+    found = {name: how.pop(name) for name in ("data", "tokens", "sequence", "tokenizer")}
+    given = {name: value for name, value in found.items() if value is not None}
+    if given and "data" not in given:
+        raise OptionError(f"--{next(iter(given))} goes with --data FILE.")
+    paths = {"path": Path(given.pop("data"))} if given else {}
+    if "tokenizer" in given:
+        paths["tokenizer"] = Path(given.pop("tokenizer"))
+    return {**paths, **given}
+
+
+SHOWN_FAILURES = 5
 
 
 def _report(outcome: Any, quiet: bool, as_json: bool) -> None:
@@ -98,12 +101,17 @@ def _report(outcome: Any, quiet: bool, as_json: bool) -> None:
 
         click.echo(json.dumps(outcome.as_dict()))
         return
+    for step, name, reason in outcome.failures[:SHOWN_FAILURES]:
+        click.echo(f"failed: {name} at step {step}: {reason}", err=True)
+    if len(outcome.failures) > SHOWN_FAILURES:
+        click.echo(f"... and {len(outcome.failures) - SHOWN_FAILURES} more; the results file lists them all.", err=True)
     if outcome.interrupted:
         click.echo(f"Interrupted: {len(outcome.steps)} of {outcome.planned} checkpoints are in the results.", err=True)
     if not quiet:
         for note in outcome.notes:
             click.echo(f"note: {note}")
+        reused = f", {outcome.reused} result(s) known already" if outcome.reused else ""
         click.echo(
             f"{len(outcome.steps)} checkpoint(s), {outcome.matrices} matrices, {', '.join(outcome.analyzers)} "
-            f"in {outcome.seconds:.1f} s -> {outcome.path}"
+            f"in {outcome.seconds:.1f} s{reused} -> {outcome.path}"
         )

@@ -1,9 +1,7 @@
-"""The engine: plan a call, make one pass over the trajectory, write one results file."""
+"""The engine: plan a call, compute what is missing, write one results file."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from ..analyzer import Analyzer
-from ..registry import Registry, load_registry
-from ..results import Group, Series, check_summary, check_target, write_results
-from ..results import Trajectory as TrajectoryFacts
-from .plan import Plan, make_plan
-from .run import Pass, Progress, Runner
+from ..errors import ResultsError
+from ..registry import Registry
+from ..results import check_target
+from .journal import Journal, journal_path
+from .plan import Job
+from .run import Progress
+from .session import Session
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `analyze` did: where the results are, the steps in them, how many were planned, and what to know."""
+    """What `analyze` did.
+
+    `steps` are those in the results now, of `planned` that were asked for. `computed` and `reused` count units (one
+    analyzer at one step); `failures` lists (step, analyzer, reason).
+    """
 
     path: Path
     steps: list[int]
@@ -30,6 +34,9 @@ class Outcome:
     notes: list[str]
     seconds: float
     interrupted: bool
+    computed: int
+    reused: int
+    failures: list[tuple[int, str, str]]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON-able data."""
@@ -44,69 +51,63 @@ def analyze(
     steps: str | None = None,
     matrices: Sequence[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    data: Mapping[str, Any] | None = None,
     plugin_files: Iterable[str | Path] = (),
     registry: Registry | None = None,
+    workers: int = 1,
+    timeout: float | None = None,
+    strict: bool = False,
     force: bool = False,
     on_progress: Progress = lambda done, total, detail: None,
 ) -> Outcome:
     """Run analyzers over a source and write the results file; return what was done.
 
-    `plugins` are names, classes or configured instances; `options` is `{"rank": {"k": 8}}`; `steps` and `matrices` are
-    as on the command line. Raises a CkptError for anything the caller can mend, before the long work where possible.
+    `plugins` are names, classes or configured instances; `options` is `{"rank": {"k": 8}}`; `data` are keywords of
+    `ckpt_tools.data.DataSource`. A results file that exists is extended: only what is missing is computed; `force`
+    starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. Raises a CkptError
+    for anything the caller can mend, before the long work where possible.
     """
     started = time.monotonic()
-    target = check_target(output, force)
-    plan = make_plan(
-        source, plugins, registry or load_registry(plugin_files), steps=steps, matrices=matrices, options=options
+    job = Job(
+        str(source),
+        tuple(plugins),
+        options or {},
+        steps,
+        tuple(matrices),
+        tuple(map(str, plugin_files)),
+        data or {},
+        timeout,
     )
-    found = Runner(plan).run(on_progress)
-    done = sorted(found.hashes)
-    if done:
-        write_results(target, _groups(plan, found), _root(plan, found), trajectory=_facts(plan, found), force=force)
+    target = _target(Path(output), force)
+    plan = job.plan(registry)
+    with Journal(target) as journal:
+        if force:
+            journal.clear()
+        session = Session(plan, journal, target, workers=workers, strict=strict)
+        tally = session.run(on_progress)
+        facts = session.store.facts
+        done = sorted({int(step) for name in session.tally_names() for step in session.store.groups[name]["keys"]})
     return Outcome(
         Path(output),
         done,
         len(plan.steps),
         [a.name for a in plan.analyzers],
-        len(found.matrices),
-        list(found.notes),
+        len(facts.get("matrices", [])),
+        list(facts.get("notes", [])),
         time.monotonic() - started,
-        found.interrupted,
+        tally.interrupted,
+        tally.computed,
+        tally.reused,
+        tally.failures,
     )
 
 
-def _groups(plan: Plan, found: Pass) -> list[Group]:
-    return [_group(plan, found, analyzer) for analyzer in plan.analyzers]
-
-
-def _group(plan: Plan, found: Pass, analyzer: Analyzer) -> Group:
-    series = Series(analyzer.outputs, found.records[analyzer.name])
-    summary = check_summary(analyzer, analyzer.summarize(series), f"the summary of {plan.trajectory.path}")
-    facts: dict[str, Any] = {}
-    for plugin in plan.registry.plugins:
-        if type(analyzer) in plugin.analyzers:
-            facts = {"distribution": plugin.distribution, "distribution_version": plugin.version}
-    skipped = [(s.name, s.reason) for s in found.skipped.values()]
-    return Group.of(analyzer, series, summary=summary, skipped=skipped, **facts)
-
-
-def _root(plan: Plan, found: Pass) -> dict[str, Any]:
-    run = plan.trajectory.run or {}
-    return {
-        "source": str(plan.trajectory.path),
-        "family": found.family,
-        "seed": plan.seed,
-        "history": shlex.join(["ckpt", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "ckpt" else "ckpt_tools.analyze",
-        "storage_dtypes": sorted(found.dtypes),
-        "matrix_selection": list(plan.patterns),
-        "tied": found.aliases,
-        "notes": list(found.notes),
-        "skipped_checkpoints": {s.name: s.reason for s in plan.trajectory.skipped},
-        "run": {k: run[k] for k in ("family", "task", "task_config", "config", "train", "seed") if k in run},
-    }
-
-
-def _facts(plan: Plan, found: Pass) -> TrajectoryFacts:
-    steps = sorted(found.hashes)
-    paths = [found.paths[s] for s in steps]
-    return TrajectoryFacts(steps, [found.hashes[s] for s in steps], paths, plan.trajectory.metrics(steps))
+def _target(output: Path, force: bool) -> Path:
+    """Return the results file after the checks that cost nothing; one without its journal cannot be extended."""
+    known = journal_path(output.resolve()).exists()
+    if output.exists() and not known and not force:
+        raise ResultsError(
+            f"{output} exists already, and its journal ({journal_path(output).name}) does not, so it cannot be "
+            "extended. Add --force to replace it, or name another file with -o."
+        )
+    return check_target(output, force=True if known else force)

@@ -28,7 +28,13 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS unit (key TEXT PRIMARY KEY, analyzer TEXT, step INTEGER, record BLOB, reason TEXT);
 CREATE TABLE IF NOT EXISTS content (fingerprint TEXT PRIMARY KEY, hash TEXT);
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT);
+CREATE INDEX IF NOT EXISTS unit_step ON unit (analyzer, step);
 """
+
+
+def journal_path(results: Path) -> Path:
+    """Return where the journal of a results file lies."""
+    return results.with_name(f"{results.name}.journal")
 
 
 def unit_key(**parts: Any) -> str:
@@ -43,7 +49,7 @@ class Journal:
     """
 
     def __init__(self, results: Path) -> None:
-        self.path = results.with_name(f"{results.name}.journal")
+        self.path = journal_path(results)
         self._lock = _locked(results)
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None)
@@ -99,6 +105,20 @@ class Journal:
             rows = self._execute(f"SELECT key FROM unit WHERE record IS NOT NULL AND key IN ({marks})", part)
             found.update(key for (key,) in rows)
         return found
+
+    def has_any(self, analyzer: str, step: int) -> bool:
+        """Return whether an analyzer has any finished unit at a step, of whatever options and content."""
+        found = self._execute(
+            "SELECT 1 FROM unit WHERE analyzer = ? AND step = ? AND record IS NOT NULL LIMIT 1", (analyzer, step)
+        )
+        return found.fetchone() is not None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.commit()
+        for table in ("unit", "content"):
+            self._execute(f"DELETE FROM {table}", ())
+        self._execute("DELETE FROM fact WHERE name != 'format'", ())
 
     def put(self, key: str, analyzer: str, record: Record) -> None:
         """Store a finished unit."""

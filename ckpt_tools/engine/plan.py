@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..analyzer import Analyzer
 from ..checkpoint import Trajectory, open_trajectory
-from ..errors import PluginError, nearest
+from ..errors import OptionError, PluginError, nearest
 from ..layouts import Layouts
-from ..registry import Registry
+from ..registry import Registry, load_registry
+
+if TYPE_CHECKING:
+    from ..host import BatchSource
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a user asked for, as plain data: workers rebuild the same plan from it.
+
+    `data` are the arguments of `ckpt_tools.data.DataSource` as keywords, empty for a run's own probe batch.
+    """
+
+    source: str
+    analyzers: tuple[str | type[Analyzer] | Analyzer, ...]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    steps: str | None = None
+    matrices: tuple[str, ...] = ()
+    plugin_files: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = None
+
+    def plan(self, registry: Registry | None = None) -> Plan:
+        """Return the plan; every mistake in names and options is raised here, before any long work."""
+        registry = registry or load_registry(self.plugin_files)
+        configured = configure(self.analyzers, registry, self.options)
+        trajectory = open_trajectory(self.source)
+        steps = trajectory.select(self.steps) if self.steps else trajectory.steps
+        layouts = Layouts(registry, trajectory.run, self.matrices)
+        return Plan(self, trajectory, list(steps), configured, registry, layouts)
 
 
 @dataclass
 class Plan:
     """A trajectory, the steps to take, configured analyzers, and the layouts cache that resolves weights."""
 
+    job: Job
     trajectory: Trajectory
     steps: list[int]
     analyzers: list[Analyzer]
     registry: Registry
     layouts: Layouts
-    patterns: tuple[str, ...] = ()
 
     @property
     def seed(self) -> str:
@@ -31,22 +61,34 @@ class Plan:
         run = self.trajectory.run or {}
         return str(run.get("seed", 0))
 
+    def path_of(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies."""
+        return self._paths[step]
 
-def make_plan(
-    source: str | Path,
-    analyzers: Iterable[str | type[Analyzer] | Analyzer],
-    registry: Registry,
-    *,
-    steps: str | None = None,
-    matrices: Sequence[str] = (),
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Plan:
-    """Return the plan; every mistake in names and options is raised here, before any long work."""
-    configured = configure(analyzers, registry, options or {})
-    trajectory = open_trajectory(source)
-    chosen = trajectory.select(steps) if steps else trajectory.steps
-    layouts = Layouts(registry, trajectory.run, matrices)
-    return Plan(trajectory, list(chosen), configured, registry, layouts, tuple(matrices))
+    @cached_property
+    def _paths(self) -> dict[int, Path]:
+        return dict(self.trajectory.entries)
+
+    @property
+    def runs_models(self) -> bool:
+        """Whether any analyzer needs more than weights."""
+        return any(a.needs != "weights" for a in self.analyzers)
+
+    @cached_property
+    def batch_source(self) -> BatchSource | None:
+        """Where batches come from: `--data`, else the run's probe batch, else nowhere."""
+        from ..data import DataSource, ProbeSource
+
+        if self.job.data:
+            beside = (self.trajectory.path, *(entry.path for entry in self.trajectory.entries[:1]))
+            return DataSource(beside=beside, **self.job.data)
+        return ProbeSource(self.trajectory.path) if self.trajectory.run is not None else None
+
+    def data_identity(self, analyzer: Analyzer) -> str:
+        """Return what changes whenever the batch an analyzer runs on would; "" for analyzers of weights."""
+        if analyzer.needs == "weights" or self.batch_source is None:
+            return ""
+        return self.batch_source.identity
 
 
 def configure(
@@ -60,6 +102,8 @@ def configure(
         else:
             cls = registry.analyzer(item) if isinstance(item, str) else item
             found[cls.name] = cls.parse(options.get(cls.name, {}))
+    if not found:
+        raise OptionError("No analyzer is named. Add --plugin NAME; `ckpt plugins` lists them.")
     unused = sorted(set(options) - set(found))
     if unused:
         raise PluginError(

@@ -1,4 +1,4 @@
-"""One pass over a trajectory: each checkpoint is opened once and shown to every analyzer of the call.
+"""Compute units: each checkpoint is opened once and shown to every analyzer that wants it.
 
 Checkpoints of one layout go in blocks: `batched` analyzers see a block at once, and small spectra are computed for the
 whole block, which spares the cost of a call per matrix. What is stored is the same whatever the block size.
@@ -8,96 +8,135 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ..analyzer import Analyzer, reference_kinds
-from ..checkpoint import Checkpoint, Skip
+from ..checkpoint import Checkpoint
+from ..errors import CkptError, SourceError
 from ..layouts import Resolved
 from ..results import Record, check, check_batch
 from ..view import BatchView, View
 from ..weights import Block, Lazy, Weights
+from .limits import time_limit
 from .plan import Plan
 
-Progress = Callable[[int, int, str], None]
+if TYPE_CHECKING:
+    from ..host import ModelHost
 
 MAX_BLOCK = 16
 BLOCK_BYTES = 64 << 20
 _BACK = {"previous": 1, "before_previous": 2}
 
+Wanted = Mapping[int, Sequence[str]]
+
 
 @dataclass
-class Pass:
-    """What one pass found: records per analyzer, what each checkpoint was, and what was left out."""
+class StepResult:
+    """What became of one checkpoint: records and failures by analyzer, its content hash, and facts of its layout."""
 
-    records: dict[str, list[Record]]
-    hashes: dict[int, str] = field(default_factory=dict)
-    paths: dict[int, str] = field(default_factory=dict)
-    skipped: dict[str, Skip] = field(default_factory=dict)
-    notes: dict[str, None] = field(default_factory=dict)
-    dtypes: dict[str, None] = field(default_factory=dict)
-    matrices: dict[str, None] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    family: str = ""
-    interrupted: bool = False
+    step: int
+    path: str
+    hash: str = ""
+    records: dict[str, Record] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    errors: list[CkptError] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Runner:
-    """Executes a plan block by block; reference checkpoints stay open only as long as they are needed."""
+    """Computes units of a plan; reference checkpoints stay open only as long as they are needed."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.found = Pass({a.name: [] for a in plan.analyzers})
         self._open: dict[int, tuple[Weights, Resolved]] = {}
-        self._noted: set[int] = set()
+        self._hosts: dict[int, ModelHost] = {}
+        self._told: set[int] = set()
 
-    def run(self, on_progress: Progress) -> Pass:
-        """Return the pass; Ctrl-C ends it after the last whole checkpoint."""
-        steps = self.plan.steps
+    def run(self, wanted: Wanted) -> Iterator[StepResult]:
+        """Yield the result of each position, for the analyzers wanted there, in order; close when done."""
         try:
-            for block in self._blocks():
-                together = self._batched_records(block)
+            for block in self._blocks(sorted(wanted)):
+                together = self._batched(block, wanted)
                 for position in block:
-                    on_progress(position, len(steps), f"step {steps[position]}")
-                    self._finish(position, together.get(position, {}))
+                    yield self._step(position, wanted[position], together.get(position, {}))
                 self.close(keep=self._kept(block[-1]))
-            on_progress(len(steps), len(steps), "")
-        except KeyboardInterrupt:
-            self.found.interrupted = True
         finally:
             self.close()
-        return self.found
 
-    def _blocks(self) -> Iterator[list[int]]:
-        """Yield positions in blocks that share a layout and fit the budget; their weights are open."""
-        at, count = 0, len(self.plan.steps)
-        while at < count:
-            first, resolved = self.weights_of(self.plan.steps[at])
-            size = max(1, first.nbytes)
-            stop = min(count, at + max(1, min(MAX_BLOCK, BLOCK_BYTES // size)))
-            block = [at]
-            for position in range(at + 1, stop):
-                if self.weights_of(self.plan.steps[position])[1] is not resolved:
-                    break
-                block.append(position)
-            Block([self.weights_of(self.plan.steps[p])[0] for p in block])
+    def _blocks(self, positions: Sequence[int]) -> Iterator[list[int]]:
+        """Yield positions in blocks that share a layout and fit the budget; their weights are open if they can be."""
+        at = 0
+        while at < len(positions):
+            block = [positions[at]]
+            first = self._try_open(positions[at])
+            if first is not None:
+                size = max(1, first[0].nbytes)
+                stop = at + max(1, min(MAX_BLOCK, BLOCK_BYTES // size))
+                for position in positions[at + 1 : stop]:
+                    other = self._try_open(position)
+                    if other is None or other[1] is not first[1]:
+                        break
+                    block.append(position)
+                Block([self.weights_of(self.plan.steps[p])[0] for p in block])
             yield block
             at += len(block)
 
-    def _batched_records(self, block: Sequence[int]) -> dict[int, dict[str, Record]]:
+    def _try_open(self, position: int) -> tuple[Weights, Resolved] | None:
+        try:
+            return self.weights_of(self.plan.steps[position])
+        except SourceError:
+            return None
+
+    def _batched(self, block: Sequence[int], wanted: Wanted) -> dict[int, dict[str, Record]]:
+        """Return the records of batched analyzers; one that fails on a block is tried again step by step."""
         found: dict[int, dict[str, Record]] = {position: {} for position in block}
         for analyzer in (a for a in self.plan.analyzers if a.batched):
-            steps = [self.plan.steps[p] for p in block]
-            raw = analyzer.analyze(BatchView([self._view_at(analyzer, p) for p in block]))
+            members = [p for p in block if analyzer.name in wanted[p]]
+            if len(members) < 2:
+                continue
+            steps = [self.plan.steps[p] for p in members]
             where = f"steps {steps[0]} to {steps[-1]} of {self.plan.trajectory.path}"
-            for position, record in zip(block, check_batch(analyzer, raw, where, steps=steps), strict=True):
+            try:
+                raw = analyzer.analyze(BatchView([self._view_at(analyzer, p) for p in members]))
+                records = check_batch(analyzer, raw, where, steps=steps)
+            except Exception:  # whatever it is, going step by step finds the step it belongs to and reports it
+                continue
+            for position, record in zip(members, records, strict=True):
                 found[position][analyzer.name] = record
         return found
 
-    def _finish(self, position: int, records: dict[str, Record]) -> None:
-        alone = {a.name: self.record_of(a, position) for a in self.plan.analyzers if not a.batched}
+    def _step(self, position: int, names: Sequence[str], known: Mapping[str, Record]) -> StepResult:
         step = self.plan.steps[position]
-        self._note(*self.weights_of(step), step)
-        for name, record in {**records, **alone}.items():
-            self.found.records[name].append(record)
+        result = StepResult(step, str(self.plan.path_of(step)), records=dict(known))
+        try:
+            weights, resolved = self.weights_of(step)
+        except SourceError as error:
+            result.errors.append(error)
+            result.failures = {name: str(error) for name in names}
+            return result
+        for analyzer in (a for a in self.plan.analyzers if a.name in names and a.name not in known):
+            self._attempt(analyzer, position, result)
+        try:
+            result.hash = weights.content_hash(everything=self.plan.runs_models)
+        except SourceError as error:
+            result.errors.append(error)
+            result.records.clear()
+            result.failures = {name: str(error) for name in names}
+        if id(resolved) not in self._told:
+            self._told.add(id(resolved))
+            result.facts = _layout_facts(weights.checkpoint, resolved)
+        result.facts.setdefault("skipped", {}).update({s.name: s.reason for s in weights.checkpoint.skipped})
+        return result
+
+    def _attempt(self, analyzer: Analyzer, position: int, result: StepResult) -> None:
+        try:
+            with time_limit(self.plan.job.timeout):
+                result.records[analyzer.name] = self.record_of(analyzer, position)
+        except CkptError as error:
+            result.errors.append(error)
+            result.failures[analyzer.name] = str(error)
+        except Exception as error:  # a stranger's analyzer may raise anything; it is recorded and the rest goes on
+            result.failures[analyzer.name] = f"{type(error).__name__}: {error}"
 
     def record_of(self, analyzer: Analyzer, position: int) -> Record:
         """Return what an analyzer gives for the checkpoint at a position of the plan, checked."""
@@ -114,12 +153,21 @@ class Runner:
         return self._view(analyzer, self.plan.steps[position], references)
 
     def _reference(self, analyzer: Analyzer, kind: str, position: int) -> View:
-        at = {"first": 0, "last": -1}.get(kind)
-        return self._view(analyzer, self.plan.steps[max(position - _BACK[kind], 0) if at is None else at])
+        return self._view(analyzer, self.plan.steps[reference_position(kind, position, len(self.plan.steps))])
 
     def _view(self, analyzer: Analyzer, step: int, references: Mapping[str, View] | None = None) -> View:
         weights, resolved = self.weights_of(step)
-        return View(weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, references=references)
+        host = self._host(resolved) if analyzer.needs != "weights" else None
+        return View(
+            weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, references=references, host=host
+        )
+
+    def _host(self, resolved: Resolved) -> ModelHost:
+        if id(resolved) not in self._hosts:
+            from ..host import ModelHost
+
+            self._hosts[id(resolved)] = ModelHost(resolved.family, resolved.config, self.plan.batch_source)
+        return self._hosts[id(resolved)]
 
     def weights_of(self, step: int) -> tuple[Weights, Resolved]:
         """Return the weights of a step, opening its checkpoint if it is not open."""
@@ -142,22 +190,25 @@ class Runner:
         for step in [s for s in self._open if s not in kept]:
             self._open.pop(step)[0].close()
 
-    def _note(self, weights: Weights, resolved: Resolved, step: int) -> None:
-        found, checkpoint = self.found, weights.checkpoint
-        found.paths[step] = str(checkpoint.path)
-        found.hashes[step] = checkpoint.content_hash(weights.tensor_names())
-        found.skipped.update({s.name: s for s in checkpoint.skipped})
-        if id(resolved) not in self._noted:
-            self._noted.add(id(resolved))
-            self._note_layout(checkpoint, resolved)
 
-    def _note_layout(self, checkpoint: Checkpoint, resolved: Resolved) -> None:
-        found, layout = self.found, resolved.layout
-        found.matrices.update(dict.fromkeys(resolved.names))
-        found.dtypes.update(dict.fromkeys(layout.matrices[n].dtype for n in resolved.names))
-        found.aliases.update(layout.aliases)
-        found.skipped.update({s.name: s for s in layout.skipped})
-        if resolved.family is None:
-            found.notes["no family recognised: every matrix goes under its own tensor name, without a role"] = None
-        else:
-            found.family = resolved.family.name
+def reference_position(kind: str, position: int, count: int) -> int:
+    """Return the position of a reference checkpoint: at the start, "previous" is the first one itself."""
+    at = {"first": 0, "last": count - 1}.get(kind)
+    return max(position - _BACK[kind], 0) if at is None else at
+
+
+def _layout_facts(checkpoint: Checkpoint, resolved: Resolved) -> dict[str, Any]:
+    layout = resolved.layout
+    return {
+        "family": resolved.family.name if resolved.family else "",
+        "matrices": list(resolved.names),
+        "dtypes": sorted({layout.matrices[n].dtype for n in resolved.names}),
+        "aliases": dict(layout.aliases),
+        "skipped": {s.name: s.reason for s in layout.skipped},
+        "notes": [*layout.notes] if resolved.family else [NO_FAMILY, *layout.notes],
+    }
+
+
+NO_FAMILY = "no family recognised: every matrix goes under its own tensor name, without a role"
+
+Progress = Callable[[int, int, str], None]

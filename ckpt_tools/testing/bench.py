@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..analyzer import Analyzer
-from ..engine.plan import Plan, make_plan
+from ..engine.plan import Job, Plan
 from ..engine.run import Runner
 from ..errors import CkptError
 from ..registry import Registry, load_registry
@@ -75,14 +75,18 @@ class Bench:
 
     def plan(self, source: Path, analyzer: Analyzer | None = None) -> Plan:
         """Return the plan of the analyzer over all steps of a specimen."""
-        return make_plan(source, [analyzer or self.fresh()], self.registry)
+        return Job(str(source), (analyzer or self.fresh(),)).plan(self.registry)
 
     def run(self, source: Path, analyzer: Analyzer | None = None) -> list[Record]:
         """Return one record per step; warnings of numpy and others are errors."""
         plan = self.plan(source, analyzer)
+        runner = Runner(plan)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return Runner(plan).run(lambda done, total, detail: None).records[self.cls.name]
+            try:
+                return [runner.record_of(plan.analyzers[0], position) for position in range(len(plan.steps))]
+            finally:
+                runner.close()
 
     def ordinary(self, analyzer: Analyzer | None = None) -> list[Record]:
         """Return the records of the ordinary specimen, or raise Blocked when the analyzer does not run on it."""

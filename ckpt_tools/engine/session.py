@@ -1,0 +1,109 @@
+"""One call of analyze: find what is missing, compute it, journal it, keep the results file fresh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import CkptError, PluginError
+from .journal import Journal
+from .keys import Keys
+from .plan import Plan
+from .pool import compute
+from .run import Progress, StepResult
+from .store import Store
+
+REFRESH_SECONDS = 120.0
+
+
+@dataclass
+class Tally:
+    """What a call did: units computed, found in the journal, failed with a reason; whether it was interrupted."""
+
+    computed: int = 0
+    reused: int = 0
+    failures: list[tuple[int, str, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class Session:
+    """Runs a plan against a journal."""
+
+    def __init__(self, plan: Plan, journal: Journal, target: Path, *, workers: int = 1, strict: bool = False) -> None:
+        self.plan, self.journal = plan, journal
+        self.keys = Keys(plan, journal)
+        self.store = Store(plan, journal, target)
+        self.tally = Tally()
+        self._workers, self._strict = workers, strict
+        self._analyzers = {a.name: a for a in plan.analyzers}
+        self._positions = {step: position for position, step in enumerate(plan.steps)}
+        self._errors: list[CkptError] = []
+
+    def tally_names(self) -> list[str]:
+        """Return the names of this call's analyzers."""
+        return list(self._analyzers)
+
+    def run(self, on_progress: Progress) -> Tally:
+        """Compute what is missing and write the results file; Ctrl-C ends after the last finished checkpoint.
+
+        Raises the first error when nothing at all could be measured, and with `strict` at the first failure.
+        """
+        try:
+            self._compute(on_progress)
+        except KeyboardInterrupt:
+            self.tally.interrupted = True
+        finally:
+            self.store.save()
+        if not self.store.write() and self.tally.failures:
+            step, name, reason = self.tally.failures[0]
+            raise self._errors[0] if self._errors else PluginError(f"{name} at step {step} failed: {reason}")
+        return self.tally
+
+    def _compute(self, on_progress: Progress) -> None:
+        wanted = self._missing()
+        total, done = len(self.plan.steps), len(self.plan.steps) - len(wanted)
+        fresh = time.monotonic()
+        on_progress(done, total, "")
+        for result in self._results(wanted):
+            self._take(result)
+            done += 1
+            on_progress(done, total, f"step {result.step}")
+            if time.monotonic() - fresh > REFRESH_SECONDS:
+                self.store.write()
+                fresh = time.monotonic()
+
+    def _results(self, wanted: dict[int, list[str]]) -> Iterator[StepResult]:
+        yield from compute(self.plan, wanted, self._workers)
+
+    def _missing(self) -> dict[int, list[str]]:
+        """Return the analyzers to run at each position that lacks any."""
+        wanted: dict[int, list[str]] = {}
+        for position, step in enumerate(self.plan.steps):
+            for analyzer in self.plan.analyzers:
+                key = self.keys.known(analyzer, position)
+                if key is None:
+                    wanted.setdefault(position, []).append(analyzer.name)
+                else:
+                    self.store.finished(analyzer.name, step, key)
+                    self.tally.reused += 1
+        return wanted
+
+    def _take(self, result: StepResult) -> None:
+        position = self._positions[result.step]
+        if result.hash:
+            self.keys.learn(position, result.hash)
+            self.store.learn(result)
+        for name, record in result.records.items():
+            key = self.keys.of(self._analyzers[name], position)
+            self.journal.put(key, name, record)
+            self.store.finished(name, result.step, key)
+            self.tally.computed += 1
+        for name, reason in result.failures.items():
+            self.store.failed(name, result.step, reason)
+            self.tally.failures.append((result.step, name, reason))
+        self._errors += result.errors
+        if self._strict and result.failures:
+            name, reason = next(iter(result.failures.items()))
+            raise CkptError(f"{name} at step {result.step} failed (--strict): {reason}")

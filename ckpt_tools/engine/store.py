@@ -1,0 +1,167 @@
+"""From the journal to the results file: every analyzer this file has ever held, with the steps that still hold."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..analyzer import Analyzer, Out
+from ..errors import ResultsError
+from ..results import Group, Series, check_summary, write_results
+from ..results import Trajectory as TrajectoryFacts
+from .journal import Journal, Records
+from .plan import Plan
+from .run import StepResult
+
+_LISTS = ("matrices", "dtypes", "notes")
+_MAPS = ("aliases", "skipped")
+
+
+class Store:
+    """Collects results of one call into the journal and writes the results file from all of it."""
+
+    def __init__(self, plan: Plan, journal: Journal, target: Path) -> None:
+        self.plan, self.journal, self.target = plan, journal, target
+        self.groups: dict[str, dict[str, Any]] = json.loads(journal.fact("groups") or "{}")
+        self.steps: dict[str, dict[str, str]] = json.loads(journal.fact("steps") or "{}")
+        self.facts: dict[str, Any] = json.loads(journal.fact("facts") or "{}")
+        self._require_same_source()
+        for analyzer in plan.analyzers:
+            self._adopt(analyzer)
+
+    def _require_same_source(self) -> None:
+        source = str(self.plan.trajectory.path)
+        known = self.facts.setdefault("source", source)
+        if known != source:
+            raise ResultsError(
+                f"{self.target} holds results of {known}, not of {source}. Name another file with -o, or add --force "
+                "to start this one afresh."
+            )
+
+    def _adopt(self, analyzer: Analyzer) -> None:
+        """Begin or continue the group of an analyzer; another configuration starts it afresh."""
+        plugin = next((p for p in self.plan.registry.plugins if type(analyzer) in p.analyzers), None)
+        identity = {
+            "version": analyzer.version,
+            "options": analyzer.as_dict(),
+            "matrices": list(self.plan.job.matrices),
+            "data": self.plan.data_identity(analyzer),
+        }
+        group = {
+            "identity": identity,
+            "outputs": {name: asdict(out) for name, out in analyzer.outputs.items()},
+            "description": " ".join((type(analyzer).__doc__ or "").split()),
+            "needs": analyzer.needs,
+            "distribution": plugin.distribution if plugin else "",
+            "distribution_version": plugin.version if plugin else "",
+            "keys": {},
+            "failures": {},
+            "summary": {},
+        }
+        # Through JSON, as what it is compared with: tuples become lists.
+        group = json.loads(json.dumps(group))
+        before = self.groups.get(analyzer.name)
+        if before is not None and before["identity"] == group["identity"]:
+            group["keys"], group["failures"] = before["keys"], before["failures"]
+        self.groups[analyzer.name] = group
+
+    def finished(self, name: str, step: int, key: str) -> None:
+        """Take note that a unit is in the journal."""
+        self.groups[name]["keys"][str(step)] = key
+        self.groups[name]["failures"].pop(str(step), None)
+
+    def failed(self, name: str, step: int, reason: str) -> None:
+        """Take note that a unit could not be finished, and why."""
+        self.groups[name]["keys"].pop(str(step), None)
+        self.groups[name]["failures"][str(step)] = reason
+
+    def learn(self, result: StepResult) -> None:
+        """Take note of what a checkpoint and its layout are."""
+        self.steps[str(result.step)] = {"hash": result.hash, "path": result.path}
+        for name in _LISTS:
+            known = self.facts.setdefault(name, [])
+            known.extend(item for item in result.facts.get(name, []) if item not in known)
+        for name in _MAPS:
+            self.facts.setdefault(name, {}).update(result.facts.get(name, {}))
+        if result.facts.get("family"):
+            self.facts["family"] = result.facts["family"]
+
+    def save(self) -> None:
+        """Put everything into the journal; what was finished is then acknowledged."""
+        for name in ("groups", "steps", "facts"):
+            self.journal.put_fact(name, json.dumps(getattr(self, name)))
+        self.journal.commit()
+
+    def write(self) -> bool:
+        """Write the results file from the journal; return False when there is nothing to write yet."""
+        self._summarize()
+        self.save()
+        groups = [self._group(name) for name, group in self.groups.items() if group["keys"]]
+        if not groups:
+            return False
+        write_results(self.target, groups, self._root(), trajectory=self._trajectory(), force=True)
+        return True
+
+    def _series(self, name: str) -> Series:
+        group = self.groups[name]
+        outputs = {key: Out(**{**out, "dims": tuple(out["dims"])}) for key, out in group["outputs"].items()}
+        keys = [group["keys"][step] for step in sorted(group["keys"], key=int)]
+        return Series(outputs, Records(self.journal, keys))
+
+    def _summarize(self) -> None:
+        for analyzer in self.plan.analyzers:
+            group = self.groups[analyzer.name]
+            if group["keys"]:
+                where = f"the summary of {self.plan.trajectory.path}"
+                facts = analyzer.summarize(self._series(analyzer.name))
+                group["summary"] = check_summary(analyzer, facts, where)
+
+    def _group(self, name: str) -> Group:
+        group = self.groups[name]
+        return Group(
+            name,
+            self._series(name),
+            version=group["identity"]["version"],
+            description=group["description"],
+            options=group["identity"]["options"],
+            distribution=group["distribution"],
+            distribution_version=group["distribution_version"],
+            needs=group["needs"],
+            summary=group["summary"],
+            skipped=list(self.facts.get("skipped", {}).items()),
+            attrs={"failures": group["failures"], "matrix_selection": group["identity"]["matrices"]},
+        )
+
+    def _root(self) -> dict[str, Any]:
+        trajectory, run = self.plan.trajectory, self.plan.trajectory.run or {}
+        return {
+            "source": self.facts["source"],
+            "family": self.facts.get("family", ""),
+            "seed": self.plan.seed,
+            "history": command_line(),
+            "storage_dtypes": sorted(self.facts.get("dtypes", [])),
+            "tied": self.facts.get("aliases", {}),
+            "notes": self.facts.get("notes", []),
+            "skipped_checkpoints": {s.name: s.reason for s in trajectory.skipped},
+            "run": {k: run[k] for k in ("family", "task", "task_config", "config", "train", "seed") if k in run},
+        }
+
+    def _trajectory(self) -> TrajectoryFacts:
+        steps = sorted({int(step) for group in self.groups.values() for step in group["keys"]})
+        about: list[Mapping[str, str]] = [self.steps.get(str(step), {}) for step in steps]
+        return TrajectoryFacts(
+            steps,
+            [facts.get("hash", "") for facts in about],
+            [facts.get("path", "") for facts in about],
+            self.plan.trajectory.metrics(steps),
+        )
+
+
+def command_line() -> str:
+    """Return the command this process was started with, as it would be typed."""
+    return shlex.join(["ckpt", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "ckpt" else "ckpt_tools.analyze"
