@@ -10,7 +10,9 @@ from .match import Matcher, Tensors
 from .table import RoleTable, flat_config
 
 # Endings of the names of `transformers` classes that have a head over the vocabulary.
-_HEADED = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration")
+_HEADED = (
+    "ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration",
+)  # fmt: skip
 
 
 @dataclass
@@ -60,7 +62,7 @@ def _possible(
 
 
 def _assumed(table: RoleTable, matcher: Matcher, target: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a head that is stored nowhere is the embedding, rather than left out with the rest of the model."""
+    """Return whether a head that is stored nowhere is the embedding, rather than no part of the saved model."""
     architectures = config.get("architectures")
     if isinstance(architectures, list) and architectures:
         headed = any(str(name).endswith(_HEADED) for name in architectures)
