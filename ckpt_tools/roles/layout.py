@@ -89,7 +89,7 @@ def assign(
     matcher = Matcher(table, tensors)
     layout = Layout(facts=table.facts(config, matcher.sizes()))
     ties = find_ties(table, matcher, tensors, aliases, config, equal)
-    wanted = [i for i in tensors.values() if i.name not in ties.aliases and not _skip(layout, i)]
+    wanted = [i for i in tensors.values() if i.name not in ties.copies and not _skip(layout, i)]
     matches = {i.name: m for i in wanted if (m := matcher.find(i, ties.named.get(i.name, "")))}
     strangers = [i.name for i in wanted if table.closed and len(i.shape) > 1 and i.name not in matches]
     if strangers:
