@@ -57,7 +57,7 @@ class HFFamily(Family):
                 module = getattr(transformers, cls.loads).from_config(
                     hf_config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
                 )
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, _invalid()) as error:
             raise SourceError(
                 f"Family {cls.name!r}: transformers {transformers.__version__} builds no model from this config.json "
                 f"(model_type {model_type!r}): {error}"
@@ -153,6 +153,14 @@ def _library(family: str) -> Any:
             f"Family {family!r} needs the transformers library to run the model: pip install 'ckpt-tools[hf]'."
         ) from None
     return transformers
+
+
+def _invalid() -> type[Exception]:
+    """Return what the library raises for values that a configuration does not take; older versions raise ValueError."""
+    from huggingface_hub import errors
+
+    found: type[Exception] = getattr(errors, "StrictDataclassError", ValueError)
+    return found
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:

@@ -28,7 +28,9 @@ def layout(arrays: dict[str, Any], table: RoleTable = NONE, config: dict[str, An
 
 
 def test_unknown_architectures_keep_their_names() -> None:
-    arrays = zeros(enc__10__w=(4, 3), enc__2__w=(4, 3), scale=(3,), conv__weight=(8, 2, 3, 3), pos=(1, 5, 3), cls=(1, 1, 3))
+    arrays = zeros(
+        enc__10__w=(4, 3), enc__2__w=(4, 3), scale=(3,), conv__weight=(8, 2, 3, 3), pos=(1, 5, 3), cls=(1, 1, 3)
+    )
     found = layout(arrays)
     assert {n: w.shape for n, w in found.matrices.items()} == {
         "conv.weight": (8, 18), "enc.2.w": (4, 3), "enc.10.w": (4, 3), "pos": (5, 3)
@@ -73,10 +75,18 @@ def test_what_is_left_out_says_why() -> None:
 
 def test_tables_in_python() -> None:
     table = RoleTable(
-        rules=(*module("fc", "layers.0.linear", transpose=True), *modules("qkv", ("q", "k"), split="heads"), Rule("x", reason="no")),
+        rules=(
+            *module("fc", "layers.0.linear", transpose=True),
+            *modules("qkv", ("q", "k"), split="heads"),
+            Rule("x", reason="no"),
+        ),
         config={"n_heads": "heads"},
     )
-    arrays = {"fc.weight": np.ones((2, 5), "f4"), "qkv.weight": np.arange(8, dtype="f4")[:, None], "x": np.ones(2, "f4")}
+    arrays = {
+        "fc.weight": np.ones((2, 5), "f4"),
+        "qkv.weight": np.arange(8, dtype="f4")[:, None],
+        "x": np.ones(2, "f4"),
+    }
     found = layout(arrays, table, {"heads": 2})
     w = canonical(found, arrays)
     assert w["layers.0.linear"].shape == (5, 2) and found.matrices["layers.0.linear"].transpose
@@ -92,7 +102,9 @@ def test_rivals_for_a_role_keep_their_names() -> None:
 
 
 def test_unsplittable_tensors_stay_whole_and_say_so() -> None:
-    table = table_from({"modules": {"a": {"role": "{q|k}", "split": "heads"}, "b": {"role": "{u|v}", "whole": "uv"}}}, "t")
+    table = table_from(
+        {"modules": {"a": {"role": "{q|k}", "split": "heads"}, "b": {"role": "{u|v}", "whole": "uv"}}}, "t"
+    )
     found = layout({"a.weight": np.ones((4, 2), "f4"), "b.weight": np.ones((3, 2), "f4")}, table)
     assert {n: w.role for n, w in found.matrices.items()} == {"uv": "uv", "a.weight": ""}
     assert found.notes == [
@@ -145,7 +157,11 @@ def test_a_stored_head_is_the_embedding_only_where_the_configuration_ties_them()
     """Otherwise the embedding may just lie in a shard that is missing."""
     arrays = gpt2(HEAD)
     del arrays["transformer.wte.weight"]
-    for config, role in (({"model_type": "gpt2"}, "embed"), ({"tie_word_embeddings": False}, "unembed"), ({}, "unembed")):
+    for config, role in (
+        ({"model_type": "gpt2"}, "embed"),
+        ({"tie_word_embeddings": False}, "unembed"),
+        ({}, "unembed"),
+    ):
         assert layout(arrays, FAMILIES["gpt2"], config).matrices[role].tensor == HEAD
 
 
@@ -173,7 +189,11 @@ def test_multimodal_prefixes_leave_the_vision_tower_alone() -> None:
     q, gate = "layers.0.self_attn.q_proj.weight", "layers.0.mlp.gate_proj.weight"
     vision = "vision_tower.encoder.layers.0.self_attn.q_proj.weight"
     for prefix, tower in (("model.language_model.", f"model.{vision}"), ("language_model.model.", vision)):
-        arrays = {prefix + q: np.zeros((4, 4), "f4"), prefix + gate: np.zeros((6, 4), "f4"), tower: np.zeros((2, 2), "f4")}
+        arrays = {
+            prefix + q: np.zeros((4, 4), "f4"),
+            prefix + gate: np.zeros((6, 4), "f4"),
+            tower: np.zeros((2, 2), "f4"),
+        }
         assert FAMILIES["llama"].signature_matches(set(arrays))
         found = layout(arrays, FAMILIES["llama"])
         assert list(found.matrices) == ["layers.0.attn.q", "layers.0.mlp.gate", tower]
@@ -189,7 +209,12 @@ def test_wrapped_base_and_full_models() -> None:
 
 def test_layout_of_a_large_model_is_quick() -> None:
     """Under 10 ms for 400 tensors once patterns are compiled."""
-    block = {"self_attn.q_proj": (8, 8), "self_attn.k_proj": (8, 8), "self_attn.v_proj": (8, 8), "mlp.gate_proj": (8, 8)}
+    block = {
+        "self_attn.q_proj": (8, 8),
+        "self_attn.k_proj": (8, 8),
+        "self_attn.v_proj": (8, 8),
+        "mlp.gate_proj": (8, 8),
+    }
     block |= {"self_attn.o_proj": (8, 8), "mlp.up_proj": (8, 8), "mlp.down_proj": (8, 8), "input_layernorm": (8,)}
     names = {f"model.layers.{i}.{n}.weight": shape for i in range(50) for n, shape in block.items()}
     tensors = infos({n: np.zeros(shape, "f4") for n, shape in names.items()})
