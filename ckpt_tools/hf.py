@@ -29,7 +29,6 @@ _NOT_THE_MODEL = {
     "attn_implementation", "_attn_implementation", "experts_implementation", "return_dict", "output_attentions",
     "output_hidden_states", "_name_or_path",
 }  # fmt: skip
-_IGNORED_TARGET = -100
 
 _recipes: WeakKeyDictionary[torch.nn.Module, dict[Any, dict[str, str | Recipe]]] = WeakKeyDictionary()
 
@@ -58,7 +57,7 @@ class HFFamily(Family):
                 module = getattr(transformers, cls.loads).from_config(
                     hf_config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
                 )
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, _invalid()) as error:
             raise SourceError(
                 f"Family {cls.name!r}: transformers {transformers.__version__} builds no model from this config.json "
                 f"(model_type {model_type!r}): {error}"
@@ -80,27 +79,21 @@ class HFFamily(Family):
 
     @classmethod
     def loss(cls, module: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean cross entropy in nats.
+        """Return the cross entropy in nats, weighted by `batch["weights"]` or averaged over the positions scored.
 
-        The target of a position is its next token in `batch["tokens"]`, or `batch["targets"]` [batch, position] if
-        given (-100: none). Masked language models need targets.
+        `batch["targets"]` are token ids [batch, position] (negative: not scored) or distributions over the vocabulary;
+        without the position axis they are about the last position. Without targets, a causal model is scored on the
+        next token of `batch["tokens"]`; masked language models need them.
         """
-        import torch
-
         logits = cls.forward(module, batch).logits
         if "targets" in batch:
-            targets = batch["targets"]
-        elif cls.loads == "AutoModelForCausalLM":
-            logits, targets = logits[:, :-1], batch["tokens"][:, 1:]
-        else:
+            return _cross_entropy(logits, batch["targets"], batch.get("weights"))
+        if cls.loads != "AutoModelForCausalLM":
             raise SourceError(
                 f"Family {cls.name!r} is trained to fill in masked tokens, so its loss needs batch['targets'] "
-                f"[batch, position] beside the masked tokens, {_IGNORED_TARGET} where nothing was masked."
+                "[batch, position] beside the masked tokens, negative where nothing was masked."
             )
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED_TARGET
-        )
-        return loss
+        return _cross_entropy(logits[:, :-1], batch["tokens"][:, 1:], None)
 
     @classmethod
     def module_tensors(cls, module: torch.nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,6 +153,28 @@ def _library(family: str) -> Any:
             f"Family {family!r} needs the transformers library to run the model: pip install 'ckpt-tools[hf]'."
         ) from None
     return transformers
+
+
+def _invalid() -> type[Exception]:
+    """Return what the library raises for values that a configuration does not take; older versions raise ValueError."""
+    from huggingface_hub import errors
+
+    found: type[Exception] = getattr(errors, "StrictDataclassError", ValueError)
+    return found
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    soft = targets.is_floating_point()
+    if targets.dim() == (2 if soft else 1):
+        logits = logits[:, -1]
+    log_p = logits.log_softmax(-1)
+    if soft:
+        picked = (targets * log_p).sum(-1)
+        return -(picked.mean() if weights is None else (weights * picked).sum())
+    picked = log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+    if weights is None:
+        weights = (targets >= 0).to(picked) / (targets >= 0).sum()
+    return -(weights * picked).sum()
 
 
 def _plain(value: Any) -> Any:

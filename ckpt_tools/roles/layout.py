@@ -19,6 +19,7 @@ from .table import RoleTable, Rule
 from .ties import Ties, find_ties
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def assign(
     matcher = Matcher(table, tensors)
     layout = Layout(facts=table.facts(config, matcher.sizes()))
     ties = find_ties(table, matcher, tensors, aliases, config, equal)
-    wanted = [i for i in tensors.values() if i.name not in ties.aliases and not _skip(layout, i)]
+    wanted = [i for i in tensors.values() if i.name not in ties.copies and not _skip(layout, i)]
     matches = {i.name: m for i in wanted if (m := matcher.find(i, ties.named.get(i.name, "")))}
     strangers = [i.name for i in wanted if table.closed and len(i.shape) > 1 and i.name not in matches]
     if strangers:
@@ -112,12 +113,16 @@ _Ordered = tuple[Any, WeightInfo]
 def _name_weights(layout: Layout, wanted: list[TensorInfo], matches: Mapping[str, Match]) -> None:
     naming = Naming(matches.values())
     found: list[_Ordered] = []
+    cuts: dict[tuple[int, tuple[int, ...]], _Cut] = {}
     for info in wanted:
         match = matches.get(info.name)
         if match is not None and not match.rule.roles:
             layout.skipped.append(Skip(info.name, match.rule.reason))
         elif match is not None and (indices := naming.indices(match)) is not None:
-            found += _by_rule(layout, match, indices, naming)
+            key = (match.position, info.shape)
+            if key not in cuts:
+                cuts[key] = _cut(match.rule, info.name, info.shape, layout.facts)
+            found += _by_rule(layout, match, cuts[key], indices, naming)
         else:
             found += _by_name(info)
     twice = {name for name, count in Counter(w.name for _, w in found).items() if count > 1}
@@ -137,28 +142,40 @@ def _without_clashes(
     return kept + [pair for info in wanted if info.name in rivals for pair in _by_name(info)]
 
 
-def _by_rule(layout: Layout, match: Match, indices: dict[str, str], naming: Naming) -> Iterator[_Ordered]:
-    info, rule = match.info, match.rule
-    shape = info.shape[1:] if rule.experts else info.shape
-    axes, shape = _canonical(rule, info.name, shape)
-    roles = rule.roles
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """How tensors of one rule and shape are cut: shared by all layers. `problem` says why they stay whole."""
+
+    axes: Axes
+    shape: tuple[int, ...]
+    roles: tuple[str, ...]
+    parts: list[Parts | None]
+    problem: str = ""
+
+
+def _cut(rule: Rule, name: str, shape: tuple[int, ...], facts: Mapping[str, int]) -> _Cut:
+    axes, shape = _canonical(rule, name, shape[1:] if rule.experts else shape)
     try:
-        parts = split_parts(rule, shape[0], layout.facts)
+        return _Cut(axes, shape, rule.roles, split_parts(rule, shape[0], facts))
     except Unsplittable as error:
-        layout.notes.append(f"{info.name} stays whole: {error}")
-        roles, parts = (rule.whole,), [None]
-    for expert in range(info.shape[0]) if rule.experts else (None,):
-        index = indices if expert is None else {**indices, "e": str(expert)}
-        for number, (role, part) in enumerate(zip(roles, parts, strict=True)):
-            full = naming.prefix(match) + role.format(**index) if role else ""
+        return _Cut(axes, shape, (rule.whole,), [None], str(error))
+
+
+def _by_rule(layout: Layout, match: Match, cut: _Cut, indices: dict[str, str], naming: Naming) -> Iterator[_Ordered]:
+    info, stack, prefix = match.info, naming.order(match), naming.prefix(match)
+    if cut.problem:
+        layout.notes.append(f"{info.name} stays whole: {cut.problem}")
+    for expert in range(info.shape[0]) if match.rule.experts else (None,):
+        if expert is not None:
+            indices["e"] = str(expert)
+        for number, (role, part) in enumerate(zip(cut.roles, cut.parts, strict=True)):
+            full = prefix + role.format(**indices) if role else ""
             name = full or (info.name if expert is None else f"{info.name}.{expert}")
-            rows = shape[0] if part is None else sum(len(range(*r)) for r in part)
+            rows = cut.shape[0] if part is None else sum(len(range(*r)) for r in part)
             layer = _layer(full)
-            key = _model_order(full, layer, naming.order(match), match.position, int(index.get("e", 0)), number)
-            yield (
-                key if full else _own_key(name),
-                WeightInfo(name, full, info.name, info.dtype, (rows, *shape[1:]), layer, axes, part, expert),
-            )
+            rank = _model_order(full, layer, stack, match.position, expert or 0, number) if full else _own_key(name)
+            shape = (rows, *cut.shape[1:])
+            yield rank, WeightInfo(name, full, info.name, info.dtype, shape, layer, cut.axes, part, expert)
 
 
 def _canonical(rule: Rule, name: str, shape: tuple[int, ...]) -> tuple[Axes, tuple[int, ...]]:
@@ -170,18 +187,18 @@ def _canonical(rule: Rule, name: str, shape: tuple[int, ...]) -> tuple[Axes, tup
 
 
 def _layer(role: str) -> int | None:
-    found = re.search(r"(?:^|\.)layers\.(\d+)\.", role)
+    found = _LAYER.search(role)
     return int(found[1]) if found else None
 
 
 def _model_order(role: str, layer: int | None, stack: int, *rest: int) -> tuple[int, ...]:
     """Order as data flows: embeddings, layers, then the rest as the table lists it."""
-    zone = 1 if layer is not None else 0 if role.startswith("embed") else 2
+    zone = 2 if layer is not None else 0 if role == "embed" else 1 if role.startswith("embed") else 3
     return (zone, stack, layer or 0, *rest)
 
 
 def _own_key(name: str) -> tuple[Any, ...]:
-    return (3, *natural(name))
+    return (4, *natural(name))
 
 
 def _by_name(info: TensorInfo) -> Iterator[_Ordered]:

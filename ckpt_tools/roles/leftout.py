@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 from ..checkpoint.source import TensorInfo
 
-_BUFFERS = re.compile(
-    r"(.*\.)?(running_mean|running_var|num_batches_tracked|inv_freq|original_inv_freq|masked_bias|\w*mask|IGNORE"
-    r"|rotary_emb\.\w+|rotary_sin|rotary_cos|position_ids|token_type_ids|freqs_cis|freqs_cos|freqs_sin)"
-)
+_BUFFERS = {
+    "running_mean", "running_var", "num_batches_tracked", "inv_freq", "original_inv_freq", "masked_bias", "IGNORE",
+    "rotary_sin", "rotary_cos", "position_ids", "token_type_ids", "freqs_cis", "freqs_cos", "freqs_sin",
+}  # fmt: skip
 
 
 def is_buffer(name: str) -> bool:
     """Return whether a tensor of this name is a buffer: a mask, a frequency table, running statistics, a counter."""
-    return _BUFFERS.fullmatch(name) is not None
+    last = name.rpartition(".")[2]
+    return last in _BUFFERS or last.endswith("mask") or "rotary_emb." in name
 
 
 def left_out(info: TensorInfo) -> str:

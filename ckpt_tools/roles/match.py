@@ -15,6 +15,10 @@ Tensors = Mapping[str, TensorInfo]
 _DIGITS = re.compile("[0-9]+")
 
 
+def _numberless(text: str) -> str:
+    return _DIGITS.sub("#", text)
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """A tensor, the rule that holds for it, the rule's position in the table, and what the placeholders stand for."""
@@ -31,7 +35,7 @@ class Matcher:
     def __init__(self, table: RoleTable, tensors: Tensors) -> None:
         self._table, self._tensors = table, tensors
         self._outer = table.outer(tensors) or ""
-        self._rules = [(template(rule.tensor), rule) for rule in table.rules]
+        self._rules = [(_numberless(template(rule.tensor).tail), template(rule.tensor), rule) for rule in table.rules]
         self._candidates: dict[str, list[tuple[int, Template, Rule]]] = {}
 
     def bare(self, name: str) -> str:
@@ -58,13 +62,10 @@ class Matcher:
 
     def _similar(self, bare: str) -> list[tuple[int, Template, Rule]]:
         """Return the rules that may hold for this name and for those that differ from it by numbers only."""
-        key = _DIGITS.sub("#", bare)
+        key = _numberless(bare)
         if key not in self._candidates:
-            self._candidates[key] = [
-                (position, wanted, rule)
-                for position, (wanted, rule) in enumerate(self._rules)
-                if key.endswith(_DIGITS.sub("#", wanted.tail))
-            ]
+            numbered = enumerate(self._rules)
+            self._candidates[key] = [(k, wanted, rule) for k, (tail, wanted, rule) in numbered if key.endswith(tail)]
         return self._candidates[key]
 
     def _holds(self, rule: Rule, info: TensorInfo, stem: str, indices: Mapping[str, str]) -> bool:
@@ -72,7 +73,7 @@ class Matcher:
         if letters is None or not rule.beside:
             return letters is not None
         wanted, pattern = condition(rule.beside)
-        other = self._tensors.get(stem + wanted.text.format(**indices))
+        other = self._tensors.get(stem + wanted.fill(indices))
         if other is None or pattern is None:
             return other is not None
         return pattern.solve(other.shape, letters) is not None

@@ -6,8 +6,9 @@ canonical matrices `[out, in]`:
 - `transpose`: the tensor is stored `[in, out]` (GPT-2's Conv1D).
 - `split`: how one stored matrix holds several roles along its output axis. `"equal"` cuts equal parts, `"interleaved"`
   takes every n-th row, `"heads"` interleaves the parts head by head (GPT-NeoX, BLOOM), `"groups"` interleaves per
-  key-value group (the group's q heads, then its k, then its v), `"a : b : c"` cuts in that proportion, and a tuple gives
-  each part's size. Proportions and sizes are products such as `"n_heads*head_dim"`; `"*"` is an equal share of the rest.
+  key-value group (the group's q heads, then its k, then its v), `"a : b : c"` cuts in that proportion, and a tuple
+  gives each part's size. Proportions and sizes are products such as `"n_heads*head_dim"`; the size `"*"` is an equal
+  share of the rest.
 - `experts`: the first axis of the stored array counts experts, and the role template has `{e}`.
 - `heads`: a stored `[head, in, out]` array of one small matrix per head: `"out"` when the heads make up the output axis
   (q, k, v), `"in"` when they make up the input axis (o).
@@ -28,6 +29,7 @@ from .leftout import is_buffer
 from .template import template
 
 _LAYER = re.compile(r"(?:^|\.)[0-9]+\.")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -73,8 +75,8 @@ def modules(name: str, roles: tuple[str, ...], **how: Any) -> tuple[Rule, Rule]:
 class RoleTable:
     """Rules (the first that holds wins) and what is known of the checkpoints they fit.
 
-    `tied`: pairs (alias, tensor), or (alias, tensor, third) for ties that only hold beside a third tensor; the tensor may
-    be given as `a | b`;
+    `tied`: pairs (alias, tensor), or (alias, tensor, third) for ties that only hold beside a third tensor; the tensor
+    may be given as `a | b`;
     `tied_by_default`: whether models are tied whose configuration does not say so, or the model types that are.
     `config`: our words (`n_layers`, `n_heads`, `n_kv_heads`, `head_dim`, `d_model`) to configuration keys, see `facts`;
     `shapes`: words to conditions whose letter `n` gives them, such as `layers.{i}.mixer.A_log [n]`.

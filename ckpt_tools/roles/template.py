@@ -8,11 +8,11 @@ A **template** is a tensor name with placeholders:
 | `{n}` | a number that only orders layers: `net.0`, `net.2`, `net.5` are layers 0, 1, 2 |
 | `{path}` | any dotted path of non-numeric names, or nothing: `encoder.rnn.` |
 | `{word}` | one non-numeric name, any |
-| `{a\\|b\\|c}` | one of the texts `a`, `b`, `c` |
+| `{a\\|b\\|c}` | one of the texts `a`, `b`, `c`, everywhere the same |
 
 A **shape pattern** such as `[3d, d]` holds for every shape that some whole numbers d, ... make true; `_` stands for any
-length. A **condition** is a template followed by a pattern: `{path}weight_hh_l{i} [4h, h]` says that this other tensor is
-there and has that shape; without a pattern, that it is there.
+length. A **condition** is a template followed by a pattern: `{path}weight_hh_l{i} [4h, h]` says that this other tensor
+is there and has that shape; without a pattern, that it is there.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ class Template:
     def __post_init__(self) -> None:
         for key in self.keys:
             if "|" not in key and key not in ("path", "word") and not re.fullmatch("[a-z]", key):
-                raise ValueError(
-                    f"{self.text!r}: {{{key}}} is no placeholder; use {{i}}, {{e}}, {{n}}, {{path}}, {{word}} or {{a|b}}"
-                )
+                known = "{i}, {e}, {n}, {path}, {word} or {a|b}"
+                raise ValueError(f"{self.text!r}: {{{key}}} is no placeholder; use {known}")
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -53,27 +52,31 @@ class Template:
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        seen: set[str] = set()
         parts = _PLACEHOLDER.split(self.text)
-        return re.compile("".join(_group(p, seen) if k % 2 else re.escape(p) for k, p in enumerate(parts)))
+        groups = [_group(key, self.keys.index(key), self.keys[:k]) for k, key in enumerate(self.keys)]
+        return re.compile("".join(re.escape(p) + g for p, g in zip(parts[::2], [*groups, ""], strict=True)))
 
     def match(self, name: str) -> dict[str, str] | None:
         """Return what the placeholders stand for in `name`, or None when it does not fit."""
         if not name.endswith(self.tail):
             return None
         found = self._regex.fullmatch(name)
-        return found.groupdict() if found else None
+        return {self.keys[int(k[1:])]: text for k, text in found.groupdict().items()} if found else None
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Return the text with each placeholder replaced by what it stands for."""
+        return _PLACEHOLDER.sub(lambda found: values[found[1]], self.text)
 
 
-def _group(key: str, seen: set[str]) -> str:
-    if "|" in key:
-        return f"(?:{'|'.join(re.escape(choice) for choice in key.split('|'))})"
+def _group(key: str, number: int, before: tuple[str, ...]) -> str:
+    """Return the regular expression of a placeholder: groups are named by number, since keys may hold any text."""
     if key == "word":
         return _NAME
-    if key in seen:
-        return f"(?P={key})"
-    seen.add(key)
-    return f"(?P<{key}>{_PATH if key == 'path' else '[0-9]+'})"
+    if key in before:
+        return f"(?P=g{number})"
+    if "|" in key:
+        return f"(?P<g{number}>{'|'.join(re.escape(choice) for choice in key.split('|'))})"
+    return f"(?P<g{number}>{_PATH if key == 'path' else '[0-9]+'})"
 
 
 @lru_cache(maxsize=8192)

@@ -10,15 +10,21 @@ from .match import Matcher, Tensors
 from .table import RoleTable, flat_config
 
 # Endings of the names of `transformers` classes that have a head over the vocabulary.
-_HEADED = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration")
+_HEADED = (
+    "ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration",
+)  # fmt: skip
 
 
 @dataclass
 class Ties:
-    """`aliases`: name that is not counted -> stored tensor; `named`: stored tensor -> name whose rule holds for it."""
+    """`aliases`: name that is not counted -> stored tensor. `named`: stored tensor -> name whose rule holds for it.
+
+    `copies`: stored tensors that are not counted.
+    """
 
     aliases: dict[str, str] = field(default_factory=dict)
     named: dict[str, str] = field(default_factory=dict)
+    copies: set[str] = field(default_factory=set)
 
 
 def find_ties(
@@ -34,23 +40,23 @@ def find_ties(
     Of two tied names the table's own tensor is counted, whichever of them is stored. Two stored copies count as tied
     when the configuration does not deny it and `equal` finds the same content in both.
     """
-    ties = Ties(dict(shared))
-    for alias, target in _possible(table, matcher, tensors, config):
+    ties = Ties(dict(shared), copies=set(shared))
+    tied = _told(table, config)
+    for alias, target in _possible(table, matcher, config):
         kept, other = matcher.stored(target), matcher.stored(alias)
         if kept and other:
             if equal is not None and tensors[kept].shape == tensors[other].shape and equal(kept, other):
                 ties.aliases[other] = kept
-        elif other:
+                ties.copies.add(other)
+        elif other and (tied or other in shared.values()):
             ties.named[other] = target
             ties.aliases[alias] = other
-        elif kept and (kept in shared.values() or _assumed(table, matcher, kept, config)):
+        elif kept and (kept in shared.values() or (tied is not False and _headed(table, matcher, kept, config))):
             ties.aliases[alias] = kept
     return ties
 
 
-def _possible(
-    table: RoleTable, matcher: Matcher, tensors: Tensors, config: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _possible(table: RoleTable, matcher: Matcher, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if flat_config(config).get("tie_word_embeddings") is False:
         return
     for alias, targets, *beside in table.tied:
@@ -59,16 +65,18 @@ def _possible(
             yield alias, next((name for name in choices if matcher.stored(name)), choices[0])
 
 
-def _assumed(table: RoleTable, matcher: Matcher, target: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a head that is stored nowhere is the embedding, rather than left out with the rest of the model."""
+def _told(table: RoleTable, config: Mapping[str, Any]) -> bool | None:
+    """Return whether the configuration ties weights, by what it says or by its model type's default; None: unknown."""
+    said, model_type = flat_config(config).get("tie_word_embeddings"), config.get("model_type")
+    if isinstance(said, bool) or model_type is None:
+        return said if isinstance(said, bool) else None
+    default = table.tied_by_default
+    return default if isinstance(default, bool) else model_type in default
+
+
+def _headed(table: RoleTable, matcher: Matcher, target: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a model with a head was saved, rather than the base model alone."""
     architectures = config.get("architectures")
     if isinstance(architectures, list) and architectures:
-        headed = any(str(name).endswith(_HEADED) for name in architectures)
-    else:
-        headed = matcher.bare(target) != target or table.prefixes == ("",)
-    if not headed or flat_config(config).get("tie_word_embeddings") is True:
-        return headed
-    default = table.tied_by_default
-    if isinstance(default, bool) or "model_type" not in config:
-        return default is not False or "model_type" not in config
-    return config["model_type"] in default
+        return any(str(name).endswith(_HEADED) for name in architectures)
+    return matcher.bare(target) != target or table.prefixes == ("",)

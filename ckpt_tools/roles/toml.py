@@ -136,8 +136,8 @@ def _tie(alias: str, to: Any, where: str) -> tuple[str, ...]:
 
 
 def _rules(data: Mapping[str, Any], where: str) -> Iterator[Rule]:
-    for section in ("tensors", "modules"):
-        for name, value in data.get(section, {}).items():
+    for section in (key for key in data if key in ("tensors", "modules")):
+        for name, value in data[section].items():
             here = f"{where}: {section}: {name!r}"
             for choice in value if isinstance(value, list) else [value]:
                 roles, how = _how(choice, here)
@@ -181,7 +181,8 @@ def _checked(rule: Rule, here: str) -> Rule:
     if rule.heads not in ("", "in", "out"):
         raise PluginError(f'{here}: heads must be "in" or "out". Got {rule.heads!r} instead.')
     if isinstance(rule.split, str) and rule.split not in _SPLITS and ":" not in rule.split:
-        raise PluginError(f"{here}: split must be {', '.join(_SPLITS)}, a : b : c or a list. Got {rule.split!r} instead.")
+        known = ", ".join(_SPLITS)
+        raise PluginError(f"{here}: split must be {known}, a : b : c or a list. Got {rule.split!r} instead.")
     parts = len(rule.split.split(":")) if isinstance(rule.split, str) else len(rule.split)
     if rule.split not in _SPLITS and parts != len(rule.roles):
         raise PluginError(f"{here}: split gives {parts} parts, but there are {len(rule.roles)} roles.")

@@ -28,6 +28,7 @@ GROUPED = {**PLAIN, "num_key_value_heads": 2}
 WIDE = {**GROUPED, "head_dim": 12}
 GPT = {**TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
 MAMBA = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+ALTERNATING = [[["global", "local"], 1]]
 MOE = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": WIDE,
     "gpt2": GPT,
     "gpt_bigcode": GPT,
-    "gpt_neo": {**TOKENS, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neo": {**TOKENS, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": ALTERNATING},
     "gpt_neox": PLAIN,
     "gpt_oss": {**GROUPED, "head_dim": 8, "num_local_experts": 3, "num_experts_per_tok": 2},
     "gptj": {**GPT, "rotary_dim": 4},
@@ -70,7 +71,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "stablelm": GROUPED,
     "starcoder2": GROUPED,
 }
-FAMILY = {kind: family for family in ckpt_families() for kind in family.model_types}
+FAMILY: dict[str, Any] = {kind: family for family in ckpt_families() for kind in family.model_types}
 
 
 @dataclass
@@ -114,7 +115,7 @@ def create(kind: str, **changes: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         how = {"attn_implementation": "eager", "experts_implementation": "eager"}
-        module = getattr(transformers, getattr(FAMILY[kind], "loads")).from_config(config, **how).eval()
+        module = getattr(transformers, FAMILY[kind].loads).from_config(config, **how).eval()
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
