@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-CHUNK = 128
+CHUNK = 32
 """Positions whose logits are in memory at a time."""
 
 

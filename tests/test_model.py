@@ -41,7 +41,7 @@ class Net(nn.Module):
             self.head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.norm(self.embed(tokens)) * self.rates + self.frozen * self.mask
+        x = self.norm(self.embed(tokens)) @ self.rates.diag() + self.frozen * self.mask
         x = self.batch(x.transpose(1, 2)).transpose(1, 2)
         a, b = self.fused(x).chunk(2, dim=-1)
         logits: Tensor = self.head(x + a.tanh() * b)

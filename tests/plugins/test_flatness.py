@@ -148,13 +148,13 @@ def test_bowl_rises_by_half_its_trace(tmp_path: Path) -> None:
 
 
 def test_curvature_equals_the_dense_hessian(tmp_path: Path) -> None:
-    found, dense = words(tmp_path, k=4, tol=1e-8, density_probes=300, density_steps=20)
+    found, dense = words(tmp_path, k=4, tol=1e-8, density_probes=60, density_steps=20)
     exact = np.linalg.eigvalsh((dense + dense.T) / 2)
     assert found["eigenvalue"] == pytest.approx(exact[::-1][:4], rel=1e-6)
     assert abs(found["lowest"] - exact[0]) <= found["lowest_residual"] + 1e-9
     assert abs(found["trace"] - np.trace(dense)) <= 4 * found["trace_se"] + 1e-6
     second = np.nansum(found["density_weight"] * found["density_node"] ** 2, axis=1)
-    assert abs(second.mean() - np.mean(exact**2)) < 4 * second.std(ddof=1) / np.sqrt(300)
+    assert abs(second.mean() - np.mean(exact**2)) < 4 * second.std(ddof=1) / np.sqrt(60)
 
 
 def test_few_products_leave_an_honest_residual(tmp_path: Path) -> None:
@@ -241,7 +241,8 @@ def test_same_numbers_every_time_and_global_generators_untouched(tmp_path: Path)
 
 
 def test_noise_does_not_depend_on_how_curvature_was_taken(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(bowl(tmp_path, k=1)["loss_increase"], bowl(tmp_path, k=4)["loss_increase"])
+    one, other = (bowl(tmp_path, k=k, probes=p)["loss_increase"] for k, p in ((1, 5), (4, 20)))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_precision_decides_the_arithmetic(tmp_path: Path) -> None:
