@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import FormatError, SourceError, nearest
+from .facts import COUNTERS
 from .source import Array, Skip, TensorInfo, TensorSource, key_of
 
 
@@ -32,18 +33,33 @@ class Checkpoint:
 
     `tensors` lists them in file order, `aliases` maps a tied name to the stored one, `skipped` says what was left out
     and why, `config` is the model's configuration as data (shared: do not change it), `metadata` what the files say
-    besides. Use it as a context manager, or call `close`.
+    besides. `step` is the one given, else `name_step`, else the one stored inside (`metadata["step"]`); where these
+    differ, `notes` says so. Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, path: Path, opened: Opened, *, step: int = 0, label: str = "", hashing: bool = False) -> None:
-        self.path, self.step, self.label = path, step, label or path.name
-        self.format, self.config = opened.format, opened.config
+    def __init__(
+        self,
+        path: Path,
+        opened: Opened,
+        *,
+        step: int | None = None,
+        name_step: int | None = None,
+        label: str = "",
+        hashing: bool = False,
+    ) -> None:
+        self.path, self.label = path, label or path.name
+        self.format = opened.format
+        self.config = opened.config or next((s.config for s in opened.sources if s.config), {})
         self._sources = opened.sources
         self._owner = _owner(opened)
         self.tensors = opened.sources[0].tensors if self._owner is None else _Merged(self._owner)
         self.aliases = _aliases(opened, self.tensors)
         self.metadata: Mapping[str, Any] = {k: v for s in reversed(opened.sources) for k, v in s.metadata.items()}
         self.skipped: list[Skip] = [*(s for source in opened.sources for s in source.skipped), *opened.skipped]
+        inside = self.metadata.get("step")
+        known = [n for n in (step, name_step, inside) if type(n) is int]
+        self.step = known[0] if known else 0
+        self.notes = [*step_notes(self.step, self.metadata)]
         for source in self._sources:
             source.hashing = hashing
 
@@ -107,6 +123,14 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"<Checkpoint {str(self.path)!r} step {self.step}, {len(self.tensors)} tensors, {self.format}>"
+
+
+def step_notes(step: int, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note when a checkpoint counts as another step than its file says inside."""
+    counters = {key: metadata[key] for key in COUNTERS if type(metadata.get(key)) is int}
+    if counters and step not in counters.values():
+        stored = ", ".join(f"{key} {value}" for key, value in counters.items() if key != "step" or len(counters) == 1)
+        yield f"taken as step {step}, but the file says {stored}"
 
 
 class _Merged(Mapping[str, TensorInfo]):

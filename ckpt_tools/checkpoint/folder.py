@@ -13,12 +13,15 @@ from ..errors import CkptError, FormatError, SourceError
 from .checkpoint import Opened
 from .jsondata import parse_object, read_object, read_small
 from .magic import UnknownFormat
+from .parallel import open_parallel
 from .shards import merge_numbered, open_shards
 from .source import Skip, TensorSource
 from .steps import count_steps
 
 CONFIG, RUN = "config.json", "run.json"
-WEIGHTS = ("model.safetensors",)
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5")
+"""Names by which libraries find a model's weights; with several of them in a folder, the first is read."""
+INDICES = tuple(f"{name}.index.json" for name in WEIGHTS)
 INDEX = re.compile(r"(.+)\.index\.json")
 _STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|probe)(?![a-z])")
 _WEIGHT_LIKE = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|hdf5|keras|msgpack|gguf|npz|index\.json)")
@@ -28,15 +31,20 @@ OpenSource = Callable[[Path], TensorSource]
 
 
 def open_folder(
-    folder: Path, names: Collection[str], open_source: OpenSource, run: Mapping[str, Any] | None = None
+    folder: Path,
+    names: Collection[str],
+    open_source: OpenSource,
+    run: Mapping[str, Any] | None = None,
+    part: str = "",
 ) -> Opened:
     """Return the weights in `folder`, whose listing is `names`.
 
-    `model.safetensors` comes first, then an index of shards, then whatever file is found to hold weights. `run` is the
-    run.json this checkpoint belongs to (default: the one beside the folder, if any); it gives configuration and ties
-    where the folder has none. Raises SourceError when the choice is not clear, FormatError when nothing can be read.
+    A file of a usual name (`model.safetensors`, ...) or its index of shards comes first, then any index, then what
+    frameworks lay out as a folder, then whatever file is found to hold weights. `run` is the run.json this checkpoint
+    belongs to (default: the one beside the folder, if any); it gives configuration and ties where the folder has none.
+    Raises SourceError when the choice is not clear, FormatError when nothing can be read.
     """
-    opened = _open_weights(folder, names, open_source)
+    opened = _open_weights(folder, names, open_source, part)
     opened.skipped += list(_left_out(names, opened))
     if CONFIG in names:
         _add_config(opened, folder / CONFIG)
@@ -46,16 +54,21 @@ def open_folder(
     return opened
 
 
-def _open_weights(folder: Path, names: Collection[str], open_source: OpenSource) -> Opened:
-    for name in WEIGHTS:
+def _open_weights(folder: Path, names: Collection[str], open_source: OpenSource, part: str) -> Opened:
+    for name, index in zip(WEIGHTS, INDICES, strict=True):
         if name in names:
             source = open_source(folder / name)
             return Opened([source], source.format)
+        if index in names:
+            return open_shards(folder, index, names, open_source)
     indices = sorted(name for name in names if INDEX.fullmatch(name))
     if len(indices) > 1:
         raise _ambiguous(folder, indices, "indices of shards")
     if indices:
         return open_shards(folder, indices[0], names, open_source)
+    opened = open_parallel(folder, names, open_source, part)
+    if opened is not None:
+        return opened
     _refuse_trajectory(folder, names)
     return _open_found(folder, names, open_source)
 

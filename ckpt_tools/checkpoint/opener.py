@@ -9,29 +9,56 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError, nearest
+from .archives import is_zip, open_archive
 from .checkpoint import Checkpoint, Opened
+from .flaxfile import is_msgpack, open_msgpack
 from .folder import CONFIG, WEIGHTS, open_folder
+from .ggufile import is_gguf, open_gguf
+from .keras import is_hdf5, open_hdf5
+from .llama2c import is_llama2c, open_llama2c
 from .localfile import LocalFile
 from .magic import HEAD, UnknownFormat, describe
+from .npz import is_npy, open_npy
+from .picklefile import is_pickle, open_pickle
 from .safetensors import is_safetensors, open_safetensors
 from .source import TensorSource
 from .steps import step_in_name
+from .torchlegacy import is_torch_legacy, open_torch_legacy
+from .torchtar import is_tar, open_torch_tar
+from .views import ViewSource, needs_view
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A format recognised by the first bytes of a file (up to `magic.HEAD` of them)."""
+    """A format recognised by the first bytes of a file (up to `magic.HEAD` of them).
+
+    Files `in_parts` may hold more than one set of weights; `open` then takes the part's name besides file and head.
+    """
 
     name: str
     detect: Callable[[bytes], bool]
-    open: Callable[[LocalFile, bytes], TensorSource]
+    open: Callable[..., TensorSource]
+    in_parts: bool = False
 
 
-FILE_FORMATS: tuple[FileFormat, ...] = (FileFormat("safetensors", is_safetensors, open_safetensors),)
+# llama2.c comes last: it has no magic number, only sizes that make sense.
+FILE_FORMATS: tuple[FileFormat, ...] = (
+    FileFormat("safetensors", is_safetensors, open_safetensors),
+    FileFormat("zip archives (torch, TorchScript, npz, Keras, Stable-Baselines3)", is_zip, open_archive, True),
+    FileFormat("legacy torch", is_torch_legacy, open_torch_legacy, True),
+    FileFormat("torch 0.1 tar", is_tar, open_torch_tar, True),
+    FileFormat("pickled arrays", is_pickle, open_pickle, True),
+    FileFormat("npy", is_npy, open_npy),
+    FileFormat("HDF5", is_hdf5, open_hdf5, True),
+    FileFormat("GGUF", is_gguf, open_gguf),
+    FileFormat("Flax msgpack", is_msgpack, open_msgpack, True),
+    FileFormat("llama2.c", is_llama2c, open_llama2c),
+)
 
 
 def open_checkpoint(
@@ -41,40 +68,51 @@ def open_checkpoint(
     label: str = "",
     run: Mapping[str, Any] | None = None,
     hashing: bool = False,
+    part: str = "",
 ) -> Checkpoint:
     """Return the checkpoint in a file or folder: its tensors are listed, none is read.
 
     `step` defaults to the number in the name (`checkpoint-128`), else 0. `run` is the run.json it belongs to, found
-    beside the folder when not given. `hashing` takes digests while tensors are read. Raises SourceError when there is
-    nothing to open, FormatError that says what was found when it cannot be read.
+    beside the folder when not given. `hashing` takes digests while tensors are read. `part` chooses among several sets
+    of weights in a file ("ema": the averaged ones); what there is besides the main one is listed in `skipped`. Raises
+    SourceError when there is nothing to open, FormatError that says what was found when it cannot be read.
     """
     path = Path(path) if isinstance(path, str) else path
-    opened = _open(path, run)
     named = path.parent if path.name in WEIGHTS else path
     name = named.name if named.name not in ("", "..") else Path(os.path.abspath(named)).name
-    number = step if step is not None else step_in_name(name) or 0
-    return Checkpoint(path, opened, step=number, label=label or name, hashing=hashing)
+
+    def make(opened: Opened) -> Checkpoint:
+        return Checkpoint(path, opened, step=step, name_step=step_in_name(name), label=label or name, hashing=hashing)
+
+    checkpoint = make(_open(path, run, part))
+    renamed, quantised = needs_view(checkpoint.tensors)
+    if not renamed and quantised is None:
+        return checkpoint
+    view = ViewSource(checkpoint, renamed, quantised)
+    return make(Opened([view], view.format, config=checkpoint.config))
 
 
-def _open(path: Path, run: Mapping[str, Any] | None) -> Opened:
+def _open(path: Path, run: Mapping[str, Any] | None, part: str) -> Opened:
     names = list_folder(path)
     if names is not None:
-        return open_folder(path, names, open_source, run)
+        return open_folder(path, names, partial(open_source, part=part), run, part)
     if path.name in WEIGHTS:  # part of a folder that somebody named by its main file
         beside = [name for name in (path.name, CONFIG) if (path.parent / name).exists()]
-        return open_folder(path.parent, beside, open_source, run)
-    source = open_source(path)
+        return open_folder(path.parent, beside, partial(open_source, part=part), run)
+    source = open_source(path, part)
     return Opened([source], source.format)
 
 
-def open_source(path: Path) -> TensorSource:
-    """Return the tensors of a single file; it is closed again until one is read."""
+def open_source(path: Path, part: str = "") -> TensorSource:
+    """Return the tensors of a single file, or those of one of its parts; it is closed again until one is read."""
     file = LocalFile(path)
     try:
         head = file.head(HEAD)
         for known in FILE_FORMATS:
             if known.detect(head):
-                return known.open(file, head)
+                if part and not known.in_parts:
+                    raise SourceError(f"{path}: a {known.name} file has one set of weights, so no part {part!r}.")
+                return known.open(file, head, part) if known.in_parts else known.open(file, head)
     finally:
         file.close()
     supported = ", ".join(known.name for known in FILE_FORMATS)

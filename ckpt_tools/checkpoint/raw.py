@@ -39,6 +39,11 @@ class Extent:
         """Stored bytes."""
         return prod(self.shape) * ITEMSIZE[self.dtype]
 
+    @property
+    def encoding(self) -> str:
+        """How the numbers are packed, empty for plain ones; see `TensorInfo`."""
+        return ""
+
 
 class TensorTable(Mapping[str, TensorInfo]):
     """Extents seen as TensorInfo, each built when asked for: opening a checkpoint costs nothing per tensor."""
@@ -50,7 +55,7 @@ class TensorTable(Mapping[str, TensorInfo]):
 
     def __getitem__(self, name: str) -> TensorInfo:
         extent = self._extents[name]
-        return TensorInfo(name, extent.dtype, extent.shape, extent.nbytes, self._file)
+        return TensorInfo(name, extent.dtype, extent.shape, extent.nbytes, self._file, extent.encoding)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._extents)

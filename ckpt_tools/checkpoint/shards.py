@@ -37,7 +37,7 @@ def open_shards(
     weight_map = read_index(folder / index)
     shards = sorted(set(weight_map.values()))
     for shard in shards:
-        _check_name(folder / index, shard)
+        check_name(folder / index, shard)
     _check_present(folder / index, weight_map, present)
     for shard in shards:
         check_inside(folder, shard)
@@ -74,7 +74,8 @@ def _weight_map(data: bytes) -> Mapping[str, str]:
     return MappingProxyType(weight_map)
 
 
-def _check_name(index: Path, shard: str) -> None:
+def check_name(index: Path, shard: str) -> None:
+    """Raise FormatError when what an index names is not the plain name of a file beside it."""
     if shard in ("", ".", "..") or _FORBIDDEN.search(shard):
         raise FormatError(f"{index} names the shard {shard!r}; a shard must be the plain name of a file beside it.")
 

@@ -22,13 +22,18 @@ def as_bytes(array: Array) -> memoryview:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor as stored: `dtype` is a name of `dtypes.ITEMSIZE` (`float32`, `bfloat16`, `float8_e4m3fn`, ...)."""
+    """A tensor as stored: `dtype` is a name of `dtypes.ITEMSIZE` (`float32`, `bfloat16`, `float8_e4m3fn`, ...).
+
+    `encoding` is empty for plain numbers; else it says how they are packed (`q4_0`, `int8 with scales`), `dtype` is
+    what reading gives, and `nbytes` what is stored.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     file: Path
+    encoding: str = ""
 
     @property
     def size(self) -> int:
@@ -49,7 +54,8 @@ class TensorSource(ABC):
     """One file (or one format's folder) of tensors.
 
     `tensors` is in file order. `aliases` maps a tied name to the name it shares storage with. `skipped` lists what
-    the file holds beside tensors worth reading. `metadata` is whatever small facts the format carries (step, epoch).
+    the file holds beside tensors worth reading. `metadata` is whatever small facts the format carries (step, epoch),
+    `config` the model's configuration as plain data when the file itself has one.
     With `hashing` on, reading a tensor whole, or all its rows in order, also puts its digest into `digests`.
     """
 
@@ -59,6 +65,7 @@ class TensorSource(ABC):
     aliases: Mapping[str, str] = field(default_factory=dict)
     skipped: list[Skip] = field(default_factory=list)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     bytes_read: int = 0
     hashing: bool = False
     digests: dict[str, str] = field(default_factory=dict)

@@ -34,12 +34,16 @@ class Entry(NamedTuple):
 
 @dataclass
 class Trajectory:
-    """Checkpoints by step, ascending; `run` is the content of run.json when one of our trainers wrote them."""
+    """Checkpoints by step, ascending; `run` is the content of run.json when one of our trainers wrote them.
+
+    `part` is opened of each checkpoint, as in `open_checkpoint`.
+    """
 
     path: Path
     entries: list[Entry]
     skipped: list[Skip] = field(default_factory=list)
     run: dict[str, Any] | None = None
+    part: str = ""
 
     def __post_init__(self) -> None:
         self._paths = dict(self.entries)
@@ -53,7 +57,7 @@ class Trajectory:
         """Open the checkpoint of a step; `hashing` as in `open_checkpoint`. Raises SourceError for an unknown step."""
         if step not in self._paths:
             raise SourceError(f"{self.path}: {no_such_step(self.steps, step)}.")
-        return open_checkpoint(self._paths[step], step=step, run=self.run, hashing=hashing)
+        return open_checkpoint(self._paths[step], step=step, run=self.run, hashing=hashing, part=self.part)
 
     def select(self, spec: str) -> list[int]:
         """Return the steps that a text such as `0:1000:10`, `log:50` or `at:0,1,last` chooses; see `steps`."""
@@ -73,8 +77,10 @@ class Trajectory:
         return f"<Trajectory {str(self.path)!r}, {len(self)} checkpoints>"
 
 
-def open_trajectory(source: str | Path) -> Trajectory:
+def open_trajectory(source: str | Path, *, part: str = "") -> Trajectory:
     """Return the trajectory in a run folder, in a folder of step folders, or of a lone checkpoint (one step).
+
+    `part` chooses among several sets of weights in each checkpoint, as in `open_checkpoint`.
 
     Folders whose names mark them as unfinished or hold no step are left out and listed in `skipped`. Raises
     SourceError when there is nothing to open or two folders claim a step.
@@ -85,9 +91,9 @@ def open_trajectory(source: str | Path) -> Trajectory:
     if names is not None:
         entries, skipped = _scan(path)
         if entries:
-            return Trajectory(path, _ordered(path, entries), [*skipped, *_beside(names)], run)
-    with open_checkpoint(path) as lone:
-        return Trajectory(path, [Entry(lone.step, path)])
+            return Trajectory(path, _ordered(path, entries), [*skipped, *_beside(names)], run, part)
+    with open_checkpoint(path, part=part) as lone:
+        return Trajectory(path, [Entry(lone.step, path)], part=part)
 
 
 def _scan(path: Path) -> tuple[list[Entry], list[Skip]]:
