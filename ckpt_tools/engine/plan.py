@@ -81,7 +81,7 @@ class Plan:
 
         if self.job.data:
             beside = (self.trajectory.path, *(entry.path for entry in self.trajectory.entries[:1]))
-            return DataSource(beside=beside, **self.job.data)
+            return DataSource(beside=beside, targets=self.trajectory.run is not None, **self.job.data)
         return ProbeSource(self.trajectory.path) if self.trajectory.run is not None else None
 
     def data_identity(self, analyzer: Analyzer) -> str:

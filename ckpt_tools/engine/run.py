@@ -162,6 +162,17 @@ class Runner:
             weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, references=references, host=host
         )
 
+    def refuse(self) -> None:
+        """Raise SourceError when an analyzer needs a model that cannot be run; opens the first checkpoint only."""
+        for analyzer in (a for a in self.plan.analyzers if a.needs != "weights"):
+            try:
+                _, resolved = self.weights_of(self.plan.steps[0])
+            except SourceError:
+                return
+            reason = self._host(resolved).refusal(analyzer.needs)
+            if reason:
+                raise SourceError(f"Analyzer {analyzer.name!r} cannot run on {self.plan.trajectory.path}: {reason}.")
+
     def _host(self, resolved: Resolved) -> ModelHost:
         if id(resolved) not in self._hosts:
             from ..host import ModelHost
