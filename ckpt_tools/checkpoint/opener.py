@@ -22,6 +22,7 @@ from .ggufile import is_gguf, open_gguf
 from .keras import is_hdf5, open_hdf5
 from .llama2c import is_llama2c, open_llama2c
 from .localfile import LocalFile
+from .log import is_log, open_log
 from .magic import HEAD, UnknownFormat, describe
 from .npz import is_npy, open_npy
 from .picklefile import is_pickle, open_pickle
@@ -49,6 +50,7 @@ class FileFormat:
 # llama2.c comes last: it has no magic number, only sizes that make sense.
 FILE_FORMATS: tuple[FileFormat, ...] = (
     FileFormat("safetensors", is_safetensors, open_safetensors),
+    FileFormat("safetensors log", is_log, open_log),
     FileFormat("zip archives (torch, TorchScript, npz, Keras, Stable-Baselines3)", is_zip, open_archive, True),
     FileFormat("legacy torch", is_torch_legacy, open_torch_legacy, True),
     FileFormat("torch 0.1 tar", is_tar, open_torch_tar, True),
