@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,8 @@ _NAME = re.compile(r"log-\d{1,18}(?:-\d{1,9})?\.stlog", re.ASCII)
 _MAX_STEP = 10**18
 _CHUNK = 2**20
 _WORD = np.dtype("<u8")
+_LARGE = 4096
+_add = np.add.reduce
 
 
 class Record(NamedTuple):
@@ -108,17 +110,32 @@ def frame(serial: int, step: int, length: int, total: int) -> bytes:
 
 def checksum(parts: Sequence[memoryview]) -> int:
     """Return the sum of the little-endian 8-byte words of all parts, joined, modulo 2^64."""
-    total = 0
-    for at, part in enumerate(parts):
-        if len(part) % _WORD.itemsize:
-            rest = b"".join(parts[at:])
-            return (total + _sum(rest + bytes(-len(rest) % _WORD.itemsize))) % 2**64
-        total += _sum(part)
-    return total % 2**64
+    return Words().sum(parts)
 
 
-def _sum(data: memoryview | bytes) -> int:
-    return int(np.add.reduce(np.frombuffer(data, _WORD))) if data else 0
+class Words:
+    """Parts of memory seen as 8-byte words; the view of the last list of parts is kept for its next sum."""
+
+    def __init__(self) -> None:
+        self._parts: Sequence[memoryview] = ()
+        self._large: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+        self._rest: list[memoryview] = []
+
+    def sum(self, parts: Sequence[memoryview]) -> int:
+        """Return the checksum of parts that may hold other bytes than before."""
+        if parts is not self._parts:
+            self._parts = parts
+            self._look(parts)
+        rest = b"".join(self._rest)
+        rest += bytes(-len(rest) % _WORD.itemsize)
+        return sum(int(_add(words)) for words in (*self._large, np.frombuffer(rest, _WORD))) % 2**64
+
+    def _look(self, parts: Sequence[memoryview]) -> None:
+        """Sort parts into large ones and those that are cheaper to join; the last come in order, as they may be odd."""
+        whole = next((at for at, part in enumerate(parts) if len(part) % _WORD.itemsize), len(parts))
+        small = [part for part in parts[:whole] if len(part) < _LARGE]
+        self._large = [np.frombuffer(part, _WORD) for part in parts[:whole] if len(part) >= _LARGE]
+        self._rest = [*small, *parts[whole:]]
 
 
 def scan(path: Path) -> LogIndex:
@@ -189,22 +206,37 @@ def open_log(file: LocalFile, head: bytes) -> SafetensorsSource:
     )
 
 
-def record_bytes(path: Path, record: Record) -> Iterator[memoryview]:
-    """Yield the bytes of a record in blocks that are multiples of 8 but for the last; each replaces the one before."""
-    with closing(LogFile(path)) as file:
-        block = memoryview(bytearray(min(_CHUNK, record.length)))
-        for at in range(0, record.length, len(block)):
-            part = block[: min(len(block), record.length - at)]
-            file.read_into(record.offset + at, part)
-            yield part
+class Span(NamedTuple):
+    """Bytes of a file: a record's, or a whole file's."""
+
+    path: Path
+    offset: int
+    length: int
+
+    def blocks(self) -> Iterator[memoryview]:
+        """Yield the bytes in blocks whose lengths are multiples of 8 but for the last; each replaces the one before."""
+        with closing(LogFile(self.path)) as file:
+            block = memoryview(bytearray(min(_CHUNK, self.length)))
+            for at in range(0, self.length, max(1, len(block))):
+                part = block[: min(len(block), self.length - at)]
+                file.read_into(self.offset + at, part)
+                yield part
+
+    def sum(self) -> int:
+        """Return the checksum of the bytes."""
+        return sum(checksum([part]) for part in self.blocks()) % 2**64
+
+
+def record_span(path: Path, record: Record) -> Span:
+    """Return where the safetensors bytes of a record lie."""
+    return Span(path, record.offset, record.length)
 
 
 def record_fault(path: Path, record: Record) -> str:
     """Return what is wrong with a record read whole, "" when its bytes are those that were written."""
     try:
-        total = sum(checksum([part]) for part in record_bytes(path, record)) % 2**64
-        if total != record.sum:
-            return f"{path}, step {record.step}: the bytes at {record.offset:,} are not those that were written"
+        if record_span(path, record).sum() != record.sum:
+            return f"{path}, step {record.step}: the bytes from {record.offset:,} on are not those that were written"
         open_record(path, record)
     except FormatError as error:
         return str(error)

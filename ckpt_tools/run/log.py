@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..checkpoint.log import FRAME_BYTES, LogIndex, checksum, frame, scan_folder
+from ..checkpoint.log import FRAME_BYTES, LogIndex, Words, frame, scan_folder
 from ..checkpoint.steps import folder_step
 from ..errors import RunError
 from .files import Sync, write_all
 from .folders import cannot_write, remove_folder
+from .reserve import reserve
 
 ROTATE_BYTES = 2**30
 
@@ -31,8 +32,9 @@ class LogStore:
         self._folders = {step: name for name in names if (step := folder_step(name)) is not None}
         logs = scan_folder(path, names)
         self._serial = 1 + max((log.records[-1].serial for log in logs if log.records), default=-1)
-        self._descriptor, self._end = -1, 0
+        self._descriptor, self._end, self._reserved = -1, 0, 0
         self._file = path
+        self._words = Words()
         if logs:
             self._continue(logs[-1])
 
@@ -49,10 +51,12 @@ class LogStore:
     def put(self, step: int, buffers: Sequence[memoryview]) -> None:
         """Append one checkpoint, which from then on counts for its step. Raises RunError; what came before stays."""
         length = sum(map(len, buffers))
-        head = memoryview(frame(self._serial, step, length, checksum(buffers)))
+        head = memoryview(frame(self._serial, step, length, self._words.sum(buffers)))
         try:
             if self._descriptor < 0 or self._end + length > self.rotate:
                 self._begin(step)
+            if self._end + FRAME_BYTES + length > self._reserved:
+                self._reserved = reserve(self._descriptor, self._end, FRAME_BYTES + length)
             write_all(self._descriptor, [head, *buffers])
         except OSError as error:
             self._cut()
@@ -64,18 +68,12 @@ class LogStore:
         self.sync.wrote(self._file, self.path)
 
     def _begin(self, step: int) -> None:
-        """Start a log named by its first step; a name is taken only where a resumed run went back."""
         self._close_file()
-        names = [f"log-{step:06d}.stlog", *(f"log-{step:06d}-{n}.stlog" for n in range(1, 1000))]
-        for name in names:
-            with suppress(FileExistsError):
-                self._file, self._end = self.path / name, 0
-                self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-                return
-        raise RunError(f"{self.path} holds {len(names)} logs that begin with step {step}. Choose another --out.")
+        self._file, self._end, self._reserved = free_name(self.path, step), 0, 0
+        self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
 
     def _cut(self) -> None:
-        """Remove the part of a record that fitted on the disk; where that fails, readers leave it out."""
+        """Give back reserved room, and the part of a record that fitted on the disk: readers would leave it out."""
         if self._descriptor >= 0:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
@@ -91,5 +89,12 @@ class LogStore:
 
     def _close_file(self) -> None:
         if self._descriptor >= 0:
+            self._cut()
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def free_name(path: Path, step: int) -> Path:
+    """Return the name of a new log that begins with `step`; a name is taken where a resumed run went back."""
+    names = (f"log-{step:06d}{suffix}.stlog" for suffix in ("", *(f"-{n}" for n in range(1, 10_000))))
+    return next(path / name for name in names if not (path / name).exists())

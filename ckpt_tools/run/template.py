@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,15 +46,6 @@ class TensorError(RunError):
     """Tensors cannot be stored, or are not those of the run's other checkpoints."""
 
 
-class _Seen(NamedTuple):
-    """Memory that was laid out before; it is kept alive, so nothing else can come to lie at its address."""
-
-    address: int
-    dtype: Any
-    shape: Any
-    data: memoryview
-
-
 class Template:
     """The header and tensor order that all checkpoints of a run share.
 
@@ -67,15 +58,24 @@ class Template:
         self.layout: Layout = {name: found[name] for name in order}
         self.header = _header(self.layout)
         self.size = len(self.header) + sum(_nbytes(*entry) for entry in self.layout.values())
-        self._seen: dict[str, _Seen] = {}
+        self._places: list[Any] | None = None
+        self._buffers: list[memoryview] = []
 
     def buffers(self, tensors: Mapping[str, Any]) -> list[memoryview]:
         """Return header and tensor bytes in file order, without copying contiguous CPU memory.
 
+        The same list comes again while all tensors lie where they lay: a look costs a tenth of laying them out.
         Raises TensorError when names, dtypes or shapes are not those of the template.
         """
         self._check(tensors)
-        return [memoryview(self.header), *[self._data(name, tensors[name]) for name in self.layout]]
+        ordered = [tensors[name] for name in self.layout]
+        places = _places(ordered)
+        if places is not None and places == self._places:
+            return self._buffers
+        buffers = [memoryview(self.header), *map(self._data, self.layout, ordered)]
+        if places is not None:  # kept alive by the buffers, so that nothing else can come to lie there
+            self._places, self._buffers = places, buffers
+        return buffers
 
     def copy(self, tensors: Mapping[str, Any], out: Array) -> None:
         """Fill `out`, `size` bytes, with what `buffers` would return; tensors of a GPU arrive one by one."""
@@ -93,26 +93,18 @@ class Template:
             raise TensorError(_difference(self.layout, layout_of(tensors)))
 
     def _data(self, name: str, value: Any) -> memoryview:
-        seen = self._seen.get(name)
-        # A model's tensors stay where they are: looking again takes a tenth of laying them out anew.
-        if seen is not None and _is_seen(seen, value):
-            return seen.data
         if _entry(name, value) != self.layout[name]:
             raise TensorError(_difference(self.layout, {**self.layout, name: _entry(name, value)}))
-        data = _bytes(value)
-        if hasattr(value, "data_ptr") and value.is_cpu and value.is_contiguous():
-            self._seen[name] = _Seen(value.data_ptr(), value.dtype, value.shape, data)
-        return data
+        return _bytes(value)
 
 
-def _is_seen(seen: _Seen, value: Any) -> bool:
-    return (
-        hasattr(value, "data_ptr")
-        and value.data_ptr() == seen.address
-        and value.dtype is seen.dtype
-        and value.shape == seen.shape
-        and value.is_contiguous()
-    )
+def _places(tensors: Sequence[Any]) -> list[Any] | None:
+    """Return what tells whether torch tensors still lie where they lay; None when some must be copied to be read."""
+    try:
+        places = [(t.data_ptr(), t.dtype, t.shape) for t in tensors]
+        return places if all([t.is_contiguous() and t.is_cpu for t in tensors]) else None
+    except AttributeError:  # numpy arrays are laid out anew: it costs little
+        return None
 
 
 def layout_of(tensors: Mapping[str, Any]) -> Layout:
