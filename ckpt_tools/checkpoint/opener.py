@@ -17,12 +17,12 @@ from ..errors import SourceError, nearest
 from .archives import is_zip, open_archive
 from .checkpoint import Checkpoint, Opened
 from .flaxfile import is_msgpack, open_msgpack
-from .folder import CONFIG, WEIGHTS, open_folder
+from .folder import CONFIG, WEIGHTS, add_run, open_folder
 from .ggufile import is_gguf, open_gguf
 from .keras import is_hdf5, open_hdf5
 from .llama2c import is_llama2c, open_llama2c
 from .localfile import LocalFile
-from .log import is_log, open_log
+from .log import Record, is_log, open_log, open_record
 from .magic import HEAD, UnknownFormat, describe
 from .npz import is_npy, open_npy
 from .picklefile import is_pickle, open_pickle
@@ -86,7 +86,23 @@ def open_checkpoint(
     def make(opened: Opened) -> Checkpoint:
         return Checkpoint(path, opened, step=step, name_step=step_in_name(name), label=label or name, hashing=hashing)
 
-    checkpoint = make(_open(path, run, part))
+    return _viewed(make, _open(path, run, part))
+
+
+def open_logged(
+    path: Path, record: Record, *, run: Mapping[str, Any] | None = None, hashing: bool = False, part: str = ""
+) -> Checkpoint:
+    """Return the checkpoint in one record of a log, as `open_checkpoint` returns that of a folder."""
+    if part:
+        raise SourceError(f"{path}: a record of a log has one set of weights, so no part {part!r}.")
+    opened = Opened([open_record(path, record)], "safetensors log")
+    add_run(opened, run or {})
+    label = f"step-{record.step:06d}"
+    return _viewed(lambda found: Checkpoint(path, found, step=record.step, label=label, hashing=hashing), opened)
+
+
+def _viewed(make: Callable[[Opened], Checkpoint], opened: Opened) -> Checkpoint:
+    checkpoint = make(opened)
     renamed, quantised = needs_view(checkpoint.tensors)
     if not renamed and quantised is None:
         return checkpoint

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import SourceError
-from .checkpoint import Checkpoint, Opened
-from .folder import INDEX, RUN, WEIGHTS, add_run
+from .checkpoint import Checkpoint
+from .folder import INDEX, RUN, WEIGHTS
 from .jsondata import read_object
-from .log import LogIndex, Record, latest, open_record, scan_folder, scan_if_log
+from .log import LogIndex, Record, latest, scan_folder, scan_if_log
 from .metrics import METRICS, read_metrics
-from .opener import list_folder, open_checkpoint
+from .opener import list_folder, open_checkpoint, open_logged
 from .source import Skip
 from .steps import folder_step, no_such_step, select_steps
 
@@ -62,9 +62,7 @@ class Trajectory:
         entry = self._at[step]
         if entry.record is None:
             return open_checkpoint(entry.path, step=step, run=self.run, hashing=hashing, part=self.part)
-        opened = Opened([open_record(entry.path, entry.record)], "safetensors log")
-        add_run(opened, self.run or {})
-        return Checkpoint(entry.path, opened, step=step, label=f"step-{step:06d}", hashing=hashing)
+        return open_logged(entry.path, entry.record, run=self.run, hashing=hashing, part=self.part)
 
     def select(self, spec: str) -> list[int]:
         """Return the steps that a text such as `0:1000:10`, `log:50` or `at:0,1,last` chooses; see `steps`."""
@@ -109,7 +107,7 @@ def _of_file(path: Path, part: str) -> Trajectory:
     index = scan_if_log(path)
     if index is None or not index.records:
         return _of_checkpoint(path, part)
-    return Trajectory(path, _with_records([], [index]), _torn([index]), _run_in(path.parent))
+    return Trajectory(path, _with_records([], [index]), _torn([index]), _run_in(path.parent), part)
 
 
 def _of_checkpoint(path: Path, part: str) -> Trajectory:
