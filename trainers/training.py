@@ -78,8 +78,12 @@ class Training:
         """Write the side file from which `restore` continues bit for bit, whole or not at all."""
         draft = path.with_name(f".{path.name}")
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "order": self.order.get_state(), "step": self.step}, draft)
-        os.replace(draft, path)
+        try:
+            torch.save({**state, "order": self.order.get_state(), "step": self.step}, draft)
+            os.replace(draft, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            draft.unlink(missing_ok=True)
+            raise RunError(f"Cannot write {path}: {str(error).splitlines()[0]}. Make room, then resume.") from error
 
     def restore(self, path: Path) -> None:
         """Continue from a side file; raises RunError when it is damaged or of another model."""

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import CkptError, FormatError, SourceError
 from .checkpoint import Opened
 from .jsondata import parse_object, read_object, read_small
+from .log import scan_folder
 from .magic import UnknownFormat
 from .parallel import open_parallel
 from .shards import merge_numbered, open_shards
@@ -50,7 +51,7 @@ def open_folder(
         _add_config(opened, folder / CONFIG)
     run = run if run is not None else _run_beside(folder, CONFIG in names)
     if run:
-        _add_run(opened, run)
+        add_run(opened, run)
     return opened
 
 
@@ -111,6 +112,8 @@ def _refuse_trajectory(folder: Path, names: Collection[str]) -> None:
             f"{folder} is a trajectory of {steps} checkpoints, not one of them. "
             "Name one of its step folders, or open it as a trajectory."
         )
+    if any(index.records for index in scan_folder(folder, names)):
+        raise SourceError(f"{folder} is a run whose checkpoints lie in logs. Open it as a trajectory.")
     if RUN in names:
         raise SourceError(f"{folder} is a run without checkpoints yet. Wait for its first one, or resume its training.")
 
@@ -152,7 +155,8 @@ def _run_beside(folder: Path, has_config: bool) -> Mapping[str, Any] | None:
     return read_object(path) if path.is_file() else None
 
 
-def _add_run(opened: Opened, run: Mapping[str, Any]) -> None:
+def add_run(opened: Opened, run: Mapping[str, Any]) -> None:
+    """Add configuration and ties from the run.json of the run that a checkpoint belongs to."""
     config, tied = run.get("config"), run.get("tied")
     if not opened.config and isinstance(config, dict):
         opened.config = {**config, "ckpt_family": run.get("family")}

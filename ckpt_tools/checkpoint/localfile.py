@@ -37,7 +37,7 @@ class LocalFile:
             status = os.fstat(fd)
         except OSError as error:
             raise SourceError(f"Cannot read {self.path}: {error.strerror}.") from None
-        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        stamp = self.stamp(status)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
             raise SourceError(f"Cannot read {self.path}: it is not a regular file.")
@@ -46,6 +46,11 @@ class LocalFile:
             raise FormatError(f"{self.path} was replaced or rewritten while it was in use; open it again.")
         self._fd, self._stamp = fd, stamp
         return status
+
+    @staticmethod
+    def stamp(status: os.stat_result) -> tuple[int, ...]:
+        """Return what must not change while the file is in use."""
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def head(self, count: int) -> bytes:
         """Return the first `count` bytes, or the whole file when it is shorter."""
@@ -96,4 +101,4 @@ class LocalFile:
         self.close()
 
     def __reduce__(self) -> tuple[type[LocalFile], tuple[Path]]:
-        return LocalFile, (self.path,)
+        return type(self), (self.path,)

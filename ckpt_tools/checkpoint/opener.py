@@ -17,11 +17,12 @@ from ..errors import SourceError, nearest
 from .archives import is_zip, open_archive
 from .checkpoint import Checkpoint, Opened
 from .flaxfile import is_msgpack, open_msgpack
-from .folder import CONFIG, WEIGHTS, open_folder
+from .folder import CONFIG, WEIGHTS, add_run, open_folder
 from .ggufile import is_gguf, open_gguf
 from .keras import is_hdf5, open_hdf5
 from .llama2c import is_llama2c, open_llama2c
 from .localfile import LocalFile
+from .log import Record, is_log, open_log, open_record
 from .magic import HEAD, UnknownFormat, describe
 from .npz import is_npy, open_npy
 from .picklefile import is_pickle, open_pickle
@@ -49,6 +50,7 @@ class FileFormat:
 # llama2.c comes last: it has no magic number, only sizes that make sense.
 FILE_FORMATS: tuple[FileFormat, ...] = (
     FileFormat("safetensors", is_safetensors, open_safetensors),
+    FileFormat("safetensors log", is_log, open_log),
     FileFormat("zip archives (torch, TorchScript, npz, Keras, Stable-Baselines3)", is_zip, open_archive, True),
     FileFormat("legacy torch", is_torch_legacy, open_torch_legacy, True),
     FileFormat("torch 0.1 tar", is_tar, open_torch_tar, True),
@@ -84,7 +86,23 @@ def open_checkpoint(
     def make(opened: Opened) -> Checkpoint:
         return Checkpoint(path, opened, step=step, name_step=step_in_name(name), label=label or name, hashing=hashing)
 
-    checkpoint = make(_open(path, run, part))
+    return _viewed(make, _open(path, run, part))
+
+
+def open_logged(
+    path: Path, record: Record, *, run: Mapping[str, Any] | None = None, hashing: bool = False, part: str = ""
+) -> Checkpoint:
+    """Return the checkpoint in one record of a log, as `open_checkpoint` returns that of a folder."""
+    if part:
+        raise SourceError(f"{path}: a record of a log has one set of weights, so no part {part!r}.")
+    opened = Opened([open_record(path, record)], "safetensors log")
+    add_run(opened, run or {})
+    label = f"step-{record.step:06d}"
+    return _viewed(lambda found: Checkpoint(path, found, step=record.step, label=label, hashing=hashing), opened)
+
+
+def _viewed(make: Callable[[Opened], Checkpoint], opened: Opened) -> Checkpoint:
+    checkpoint = make(opened)
     renamed, quantised = needs_view(checkpoint.tensors)
     if not renamed and quantised is None:
         return checkpoint

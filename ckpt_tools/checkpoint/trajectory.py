@@ -17,8 +17,9 @@ from ..errors import SourceError
 from .checkpoint import Checkpoint
 from .folder import INDEX, RUN, WEIGHTS
 from .jsondata import read_object
+from .log import LogIndex, Record, latest, scan_folder, scan_if_log
 from .metrics import METRICS, read_metrics
-from .opener import list_folder, open_checkpoint
+from .opener import list_folder, open_checkpoint, open_logged
 from .source import Skip
 from .steps import folder_step, no_such_step, select_steps
 
@@ -26,10 +27,11 @@ _UNFINISHED = re.compile(r"\..*|.*[._-](tmp|temp|partial|part|incomplete|lock)|(
 
 
 class Entry(NamedTuple):
-    """Where the checkpoint of a step lies."""
+    """Where the checkpoint of a step lies: a folder or file, or a record in the log `path`."""
 
     step: int
     path: Path
+    record: Record | None = None
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Trajectory:
     part: str = ""
 
     def __post_init__(self) -> None:
-        self._paths = dict(self.entries)
+        self._at = {entry.step: entry for entry in self.entries}
 
     @property
     def steps(self) -> list[int]:
@@ -55,9 +57,12 @@ class Trajectory:
 
     def checkpoint(self, step: int, *, hashing: bool = True) -> Checkpoint:
         """Open the checkpoint of a step; `hashing` as in `open_checkpoint`. Raises SourceError for an unknown step."""
-        if step not in self._paths:
+        if step not in self._at:
             raise SourceError(f"{self.path}: {no_such_step(self.steps, step)}.")
-        return open_checkpoint(self._paths[step], step=step, run=self.run, hashing=hashing, part=self.part)
+        entry = self._at[step]
+        if entry.record is None:
+            return open_checkpoint(entry.path, step=step, run=self.run, hashing=hashing, part=self.part)
+        return open_logged(entry.path, entry.record, run=self.run, hashing=hashing, part=self.part)
 
     def select(self, spec: str) -> list[int]:
         """Return the steps that a text such as `0:1000:10`, `log:50` or `at:0,1,last` chooses; see `steps`."""
@@ -65,7 +70,7 @@ class Trajectory:
 
     def metrics(self, steps: Sequence[int] | None = None) -> dict[str, list[float]]:
         """Return what the run logged at the given steps (default: all), `{name: one number per step}`, NaN for gaps."""
-        file = self.path / METRICS
+        file = (self.path if self.path.is_dir() else self.path.parent) / METRICS
         if self.run is None or not file.is_file():
             return {}
         return read_metrics(file, self.steps if steps is None else steps)
@@ -78,22 +83,51 @@ class Trajectory:
 
 
 def open_trajectory(source: str | Path, *, part: str = "") -> Trajectory:
-    """Return the trajectory in a run folder, in a folder of step folders, or of a lone checkpoint (one step).
+    """Return the trajectory in a run folder, in a folder of step folders, in a log, or of a lone checkpoint (one step).
 
     `part` chooses among several sets of weights in each checkpoint, as in `open_checkpoint`.
 
-    Folders whose names mark them as unfinished or hold no step are left out and listed in `skipped`. Raises
-    SourceError when there is nothing to open or two folders claim a step.
+    A run may hold some steps in folders and others in logs; a step in both is read from its folder. Folders whose names
+    mark them as unfinished or hold no step are left out and listed in `skipped`, and so is the torn end of a log.
+    Raises SourceError when there is nothing to open or two folders claim a step.
     """
     path = Path(source)
     names = list_folder(path)
-    run = read_object(path / RUN) if names is not None and RUN in names else None
-    if names is not None:
-        entries, skipped = _scan(path)
-        if entries:
-            return Trajectory(path, _ordered(path, entries), [*skipped, *_beside(names)], run, part)
+    if names is None:
+        return _of_file(path, part)
+    entries, skipped = _scan(path)
+    logs = scan_folder(path, names)
+    if entries or any(index.records for index in logs):
+        ordered = _with_records(_ordered(path, entries), logs)
+        return Trajectory(path, ordered, [*skipped, *_beside(names), *_torn(logs)], _run_in(path), part)
+    return _of_checkpoint(path, part)
+
+
+def _of_file(path: Path, part: str) -> Trajectory:
+    index = scan_if_log(path)
+    if index is None or not index.records:
+        return _of_checkpoint(path, part)
+    return Trajectory(path, _with_records([], [index]), _torn([index]), _run_in(path.parent), part)
+
+
+def _of_checkpoint(path: Path, part: str) -> Trajectory:
     with open_checkpoint(path, part=part) as lone:
         return Trajectory(path, [Entry(lone.step, path)], part=part)
+
+
+def _run_in(folder: Path) -> dict[str, Any] | None:
+    return read_object(folder / RUN) if (folder / RUN).is_file() else None
+
+
+def _with_records(entries: list[Entry], logs: list[LogIndex]) -> list[Entry]:
+    """Return the entries of folders, and those of records whose steps have no folder."""
+    found = {record.step: Entry(record.step, path, record) for path, record in latest(logs)}
+    found.update((entry.step, entry) for entry in entries)
+    return [found[step] for step in sorted(found)]
+
+
+def _torn(logs: list[LogIndex]) -> list[Skip]:
+    return [index.skip for index in logs if index.skip is not None]
 
 
 def _scan(path: Path) -> tuple[list[Entry], list[Skip]]:
@@ -124,7 +158,7 @@ def _beside(names: set[str]) -> Iterator[Skip]:
 
 
 def _ordered(path: Path, entries: list[Entry]) -> list[Entry]:
-    ordered = sorted(entries)
+    ordered = sorted(entries, key=lambda entry: (entry.step, entry.path))
     for one, other in pairwise(ordered):
         if one.step == other.step:
             raise SourceError(

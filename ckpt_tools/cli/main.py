@@ -15,9 +15,11 @@ from ..errors import CkptError, nearest
 COMMANDS = {
     "analyze": "Run analyzers over a checkpoint or a trajectory and write HDF5.",
     "inspect": "List tensors, roles, shapes, dtypes, steps, and what is skipped and why.",
+    "pack": "Move the step folders of a run into logs, and check logs.",
     "plugins": "List, show, check and create plugins.",
     "show": "Print a results file as tables with a sparkline per series.",
     "train": "Train a small model and save a dense trajectory of checkpoints.",
+    "unpack": "Write checkpoints of a run as step folders that any safetensors reader opens.",
 }
 
 

@@ -67,7 +67,7 @@ class Plan:
 
     @cached_property
     def _paths(self) -> dict[int, Path]:
-        return dict(self.trajectory.entries)
+        return {entry.step: entry.path for entry in self.trajectory.entries}
 
     @property
     def runs_models(self) -> bool:
