@@ -6,8 +6,7 @@ Listing one costs a scan of its folder and opens none of them, so thousands of s
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Any, NamedTuple
 
 from ..errors import SourceError
 from .checkpoint import Checkpoint
-from .folder import INDEX, RUN, WEIGHTS
+from .discovery import Found, discover
+from .folder import CONFIG, RUN
 from .jsondata import read_object
+from .listing import from_glob, from_list, is_glob
 from .metrics import METRICS, read_metrics
 from .opener import list_folder, open_checkpoint
 from .source import Skip
-from .steps import folder_step, no_such_step, select_steps
-
-_UNFINISHED = re.compile(r"\..*|.*[._-](tmp|temp|partial|part|incomplete|lock)|(tmp|temp)[._-].*", re.IGNORECASE)
+from .steps import gaps, no_such_step, select_steps
 
 
 class Entry(NamedTuple):
@@ -34,12 +33,17 @@ class Entry(NamedTuple):
 
 @dataclass
 class Trajectory:
-    """Checkpoints by step, ascending; `run` is the content of run.json when one of our trainers wrote them."""
+    """Checkpoints by step, ascending; `run` is the content of run.json when one of our trainers wrote them.
+
+    `unit` says what the numbers count, `step` or `epoch`; `config` serves checkpoints that have none of their own.
+    """
 
     path: Path
     entries: list[Entry]
     skipped: list[Skip] = field(default_factory=list)
     run: dict[str, Any] | None = None
+    unit: str = "step"
+    config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._paths = dict(self.entries)
@@ -49,11 +53,18 @@ class Trajectory:
         """All step numbers, ascending."""
         return [entry.step for entry in self.entries]
 
+    @property
+    def gaps(self) -> list[int]:
+        """Steps that a regular grid of steps lacks, ascending; see `steps.gaps`."""
+        return gaps(self.steps)
+
     def checkpoint(self, step: int, *, hashing: bool = True) -> Checkpoint:
         """Open the checkpoint of a step; `hashing` as in `open_checkpoint`. Raises SourceError for an unknown step."""
         if step not in self._paths:
             raise SourceError(f"{self.path}: {no_such_step(self.steps, step)}.")
-        return open_checkpoint(self._paths[step], step=step, run=self.run, hashing=hashing)
+        checkpoint = open_checkpoint(self._paths[step], step=step, run=self.run, hashing=hashing)
+        checkpoint.config = checkpoint.config or self.config
+        return checkpoint
 
     def select(self, spec: str) -> list[int]:
         """Return the steps that a text such as `0:1000:10`, `log:50` or `at:0,1,last` chooses; see `steps`."""
@@ -74,54 +85,68 @@ class Trajectory:
 
 
 def open_trajectory(source: str | Path) -> Trajectory:
-    """Return the trajectory in a run folder, in a folder of step folders, or of a lone checkpoint (one step).
+    """Return the trajectory in a folder of step folders or of numbered files, or of a lone checkpoint (one step).
 
-    Folders whose names mark them as unfinished or hold no step are left out and listed in `skipped`. Raises
-    SourceError when there is nothing to open or two folders claim a step.
+    A folder with several runs in it is named with the one that is meant, `FOLDER::runA`. A glob (`ckpts/*_epoch_*.pt`)
+    and a list file (`@list.txt`: one path per line, its step behind it if need be) name checkpoints one by one. What is
+    left out is listed in `skipped`. Raises SourceError when there is nothing to open, when several runs are mixed, or
+    when two names claim a step.
     """
-    path = Path(source)
+    path, choice = _split_choice(source)
+    named = _named(str(source)) if choice is None else None
+    if named is not None:
+        return named
     names = list_folder(path)
     run = read_object(path / RUN) if names is not None and RUN in names else None
     if names is not None:
-        entries, skipped = _scan(path)
-        if entries:
-            return Trajectory(path, _ordered(path, entries), [*skipped, *_beside(names)], run)
+        found = discover(path, _children(path), choice)
+        if found is not None:
+            config = _config(path, found.skipped) if CONFIG in names else {}
+            return Trajectory(path, _ordered(path, found), found.skipped, run, found.unit, config)
     with open_checkpoint(path) as lone:
         return Trajectory(path, [Entry(lone.step, path)])
 
 
-def _scan(path: Path) -> tuple[list[Entry], list[Skip]]:
-    entries: list[Entry] = []
-    skipped: list[Skip] = []
+def _named(source: str) -> Trajectory | None:
+    if source.startswith("@") and not os.path.lexists(source):
+        path = Path(source[1:])
+        found = from_list(path)
+    elif is_glob(source):
+        path = Path(source)
+        found = from_glob(source)
+    else:
+        return None
+    return Trajectory(path, _ordered(path, found), found.skipped, unit=found.unit)
+
+
+def _split_choice(source: str | Path) -> tuple[Path, str | None]:
+    """Return folder and run of `FOLDER::run`."""
+    folder, colons, choice = str(source).rpartition("::")
+    if colons and folder and choice and not os.path.lexists(source):
+        return Path(folder), choice
+    return Path(source), None
+
+
+def _children(path: Path) -> dict[str, bool]:
+    """Return the names in a folder, and which are folders."""
     with os.scandir(path) as found:
-        for item in found:
-            step = folder_step(item.name)
-            if step is None and not item.is_dir():
-                continue
-            if step is not None and item.is_dir():
-                entries.append(Entry(step, path / item.name))
-            else:
-                skipped.append(Skip(item.name, _reason(item.name, step)))
-    return entries, sorted(skipped, key=lambda skip: skip.name)
+        return {item.name: item.is_dir() for item in found}
 
 
-def _reason(name: str, step: int | None) -> str:
-    if step is not None:
-        return "a file, where steps are folders"
-    return "temporary or unfinished" if _UNFINISHED.fullmatch(name) else "a folder whose name holds no step"
+def _config(path: Path, skipped: list[Skip]) -> dict[str, Any]:
+    try:
+        return read_object(path / CONFIG)
+    except SourceError as error:
+        skipped.append(Skip(CONFIG, f"not usable as a configuration: {error}"))
+        return {}
 
 
-def _beside(names: set[str]) -> Iterator[Skip]:
-    for name in sorted(names):
-        if name in WEIGHTS or INDEX.fullmatch(name):
-            yield Skip(name, "weights beside the step folders, of no known step; open this file to read them")
-
-
-def _ordered(path: Path, entries: list[Entry]) -> list[Entry]:
-    ordered = sorted(entries)
+def _ordered(path: Path, found: Found) -> list[Entry]:
+    ordered = sorted(Entry(*pair) for pair in found.entries)
     for one, other in pairwise(ordered):
         if one.step == other.step:
             raise SourceError(
-                f"{path}: {one.path.name!r} and {other.path.name!r} are both step {one.step}. Move one of them away."
+                f"{path}: {one.path.name!r} and {other.path.name!r} are both {found.unit} {one.step}. "
+                "Move one of them away."
             )
     return ordered
