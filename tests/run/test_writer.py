@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from ckpt_tools.errors import RunError
 from ckpt_tools.run import RunWriter, read_metrics, read_probe, read_run
-from ckpt_tools.run.template import CODES, Template
 from ckpt_tools.run.files import write_file
+from ckpt_tools.run.template import CODES, Template
 
 TORCH_DTYPES = [getattr(torch, name) for name in CODES]
 
