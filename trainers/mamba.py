@@ -74,6 +74,8 @@ class Config(Options):
     def widths(self) -> tuple[int, int]:
         """Return the widths inside a block and of a head; raises OptionError for shapes that cannot be built."""
         inner = self.expand * self.d_model
+        if self.dt_min > self.dt_max:
+            raise OptionError(f"mamba: dt_min {self.dt_min} exceeds dt_max {self.dt_max}.")
         for name, whole, share in (
             ("heads", "expand * d_model", inner % self.heads),
             ("groups", "heads", self.heads % self.groups),

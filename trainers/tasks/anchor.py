@@ -30,7 +30,7 @@ from . import Batch, Task
 HELD_OUT = (4, 3)
 SHOWN = (3, 4)
 FIRST = {0: 2, 1: 5, 2: 1, 3: -2, 4: -8}
-SECOND = {0: -9, 1: 6, 2: -7, 3: 3, 4: 0}
+SECOND = {0: -9, 1: 6, 2: -7, 3: 3, 4: 0}  # The paper leaves anchor 4 out here.
 OF_FIRST = ({0, 1}, {0, 2}, {1, 4}, {2, 3}, {3, 4})
 """Pairs of form `symmetric` that the first set of operations decides; the second decides the others."""
 
@@ -141,15 +141,19 @@ class Anchor(Task):
         targets = torch.where(split == 2, answers["symmetric"], answers["inferential"])
         return {"tokens": tokens, "targets": targets, "key": key, "place": place, **answers}
 
-    def draw(self, size: int, generator: torch.Generator) -> Batch:
-        """Return `size` training sequences, taught pairs alike often, and their answers."""
-        batch = self._trained(size, generator)
-        return {name: batch[name] for name in ("tokens", "targets")}
+    def of_split(self, split: int, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return `size` sequences of one of `splits`, its pairs alike often."""
+        kind = self.pairs[:, 4]
+        rows = self.pairs[kind != 3 if split == 0 else kind == split]
+        places = self.places[min(split, 1)]
+        pairs = rows[torch.randint(len(rows), (size,), generator=generator)]
+        where = places[torch.randint(len(places), (size,), generator=generator)]
+        return {**self.sequences(pairs, where, generator), "split": torch.full((size,), split)}
 
-    def _trained(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pairs, places = self.pairs[self.pairs[:, 4] != 3], self.places[0]
-        some = torch.randint(len(pairs), (size,), generator=generator)
-        return self.sequences(pairs[some], places[torch.randint(len(places), (size,), generator=generator)], generator)
+    def draw(self, size: int, generator: torch.Generator) -> Batch:
+        """Return `size` training sequences and their answers."""
+        batch = self.of_split(0, size, generator)
+        return {name: batch[name] for name in ("tokens", "targets")}
 
     def examples(self, generator: torch.Generator) -> Batch | None:
         """Return the training sequences, or None for fresh ones."""
@@ -165,13 +169,12 @@ class Anchor(Task):
     def probe(self, examples: Batch | None, generator: torch.Generator) -> Batch:
         """Return as many trained sequences as held-out ones, alike from each split; the loss is of the former alone."""
         half = self.probe_size // 2
-        tested, trained = dict(self.evaluation(generator)), self._trained(half, generator)
-        chosen = [torch.nonzero(tested["split"] == k).squeeze(1) for k in sorted(set(tested["split"].tolist()))]
-        share = -(-half // len(chosen))
-        rows = torch.cat([r[torch.randperm(len(r), generator=generator)[:share]] for r in chosen])[:half]
-        trained["split"] = torch.zeros(half, dtype=torch.int64)
-        weights = torch.cat([torch.full((half,), 1 / half), torch.zeros(len(rows))]).double()
-        return {**{name: torch.cat([trained[name], tested[name][rows]]) for name in trained}, "weights": weights}
+        kinds = sorted(set(self.pairs[:, 4].tolist()))
+        sizes = [half // len(kinds) + (k < half % len(kinds)) for k in range(len(kinds))]
+        parts = [self.of_split(0, half, generator)]
+        parts += [self.of_split(k, n, generator) for k, n in zip(kinds, sizes, strict=True)]
+        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {**batch, "weights": (batch["split"] == 0).double() / half}
 
     def metrics(self, logits: Tensor, batch: Batch) -> dict[str, float]:
         """Return shares of answers on keys that are held out.
