@@ -104,7 +104,10 @@ class _Partitions:
         self.model = self._load(states, self.files[0])
         if not isinstance(self.model.get("param_shapes"), (dict, list)):
             raise FormatError(f"{folder / states} does not say which parameters the partitions are made of.")
-        self.stage, self.ranks = 0, [list(self._groups(name)) for name in optimizer]
+        self.stage = self.world = 0
+        self.ranks = [list(self._groups(name)) for name in optimizer]
+        if self.world not in (0, len(optimizer)):
+            raise FormatError(f"{folder}: optimizer states of {len(optimizer)} of {self.world} ranks are there.")
         if len({len(groups) for groups in self.ranks}) != 1:
             raise FormatError(f"{folder}: the ranks have different numbers of groups of parameters.")
 
@@ -139,6 +142,7 @@ class _Partitions:
         if groups is None:
             raise FormatError(f"{file.path} holds no float32 partitions of the weights.")
         self.stage = _number(found.get("zero_stage"), 3 if "fp32_flat_groups" in found else 2)
+        self.world = _number(found.get("partition_count"), 0)
         for leaf in groups:
             extent = leaf.place("partition", Region.whole(file)) if isinstance(leaf, StoredTensor) else None
             if type(extent) is not Extent or extent.dtype != "float32" or len(extent.shape) != 1:
@@ -181,6 +185,8 @@ class _Partitions:
                 raise FormatError(f"{self.folder}: the partitions end within {name!r}.")
             yield name, JoinedExtent("float32", whole.shape, 0, tuple(pieces))
             at += count
+        if any(sum(part.nbytes for part in rank) != at for rank in self.ranks):
+            raise FormatError(f"{self.folder}: the partitions go on after the last parameter.")
 
     def _cut(self, name: str, shape: tuple[Any, ...], parts: list[Piece], at: int) -> tuple[Extent, int]:
         whole = self._checked(name, shape)
@@ -224,7 +230,9 @@ def _slice(parts: list[Piece], start: int, nbytes: int) -> Iterator[Piece]:
 
 
 def _number(value: Any, default: int) -> int:
-    """Return the stage, which newer versions store as an enumeration."""
+    """Return the stage, which newer versions store as an enumeration, or the ranks, counted per group by some."""
     if isinstance(value, Instance) and value.args:
         value = value.args[0]
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
     return value if type(value) is int else default

@@ -142,7 +142,8 @@ class _Header:
             self.at += count * struct.calcsize(_SCALARS[kind])
         elif kind == _TEXT:
             for _ in range(count):
-                self.at += self.number("<Q")
+                size = self.number("<Q")  # moves `at`, so it must be read before it is added
+                self.at += size
         else:
             raise FormatError(f"{self.region.path}: an array of {count:,} arrays in its header; it is not read.")
         return None

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError, nearest
+from ..errors import FormatError, SourceError, nearest
 from .archives import is_zip, open_archive
 from .checkpoint import Checkpoint, Opened
+from .dcp import INDEX
 from .flaxfile import is_msgpack, open_msgpack
 from .folder import CONFIG, WEIGHTS, add_run, open_folder
 from .ggufile import is_gguf, open_gguf
@@ -117,6 +118,8 @@ def _open(path: Path, run: Mapping[str, Any] | None, part: str) -> Opened:
     if path.name in WEIGHTS:  # part of a folder that somebody named by its main file
         beside = [name for name in (path.name, CONFIG) if (path.parent / name).exists()]
         return open_folder(path.parent, beside, partial(open_source, part=part), run)
+    if (path.name == INDEX or path.suffix == ".distcp") and (path.parent / INDEX).is_file():
+        raise FormatError(f"{path} is part of a torch.distributed.checkpoint folder; open the folder {path.parent}.")
     source = open_source(path, part)
     return Opened([source], source.format)
 
