@@ -17,6 +17,7 @@ from ..errors import SourceError
 from .checkpoint import Checkpoint
 from .folder import INDEX, RUN, WEIGHTS
 from .jsondata import read_object
+from .location import Location, as_url, located
 from .metrics import METRICS, read_metrics
 from .opener import list_folder, open_checkpoint
 from .source import Skip
@@ -29,7 +30,7 @@ class Entry(NamedTuple):
     """Where the checkpoint of a step lies."""
 
     step: int
-    path: Path
+    path: Location
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Trajectory:
     `part` is opened of each checkpoint, as in `open_checkpoint`.
     """
 
-    path: Path
+    path: Location
     entries: list[Entry]
     skipped: list[Skip] = field(default_factory=list)
     run: dict[str, Any] | None = None
@@ -77,15 +78,23 @@ class Trajectory:
         return f"<Trajectory {str(self.path)!r}, {len(self)} checkpoints>"
 
 
-def open_trajectory(source: str | Path, *, part: str = "") -> Trajectory:
+def open_trajectory(source: str | Location, *, part: str = "", cache_size: int | None = None) -> Trajectory:
     """Return the trajectory in a run folder, in a folder of step folders, or of a lone checkpoint (one step).
 
-    `part` chooses among several sets of weights in each checkpoint, as in `open_checkpoint`.
+    A URL is read over the network: `hf://org/name@step*` are the revisions of that pattern in the order of their
+    numbers, any other URL a folder or a file. `part` chooses among several sets of weights in each checkpoint, and
+    `cache_size` bounds the copies of remote files, as in `open_checkpoint`.
 
     Folders whose names mark them as unfinished or hold no step are left out and listed in `skipped`. Raises
     SourceError when there is nothing to open or two folders claim a step.
     """
-    path = Path(source)
+    if as_url(source).startswith("hf://"):
+        from .remote.revisions import matching
+
+        found = matching(as_url(source), cache_size)
+        if found is not None:
+            return Trajectory(found.path, _ordered(found.path, [Entry(*pair) for pair in found.steps]), found.skipped)
+    path = located(source, cache_size)
     names = list_folder(path)
     run = read_object(path / RUN) if names is not None and RUN in names else None
     if names is not None:
@@ -96,19 +105,26 @@ def open_trajectory(source: str | Path, *, part: str = "") -> Trajectory:
         return Trajectory(path, [Entry(lone.step, path)], part=part)
 
 
-def _scan(path: Path) -> tuple[list[Entry], list[Skip]]:
+def _scan(path: Location) -> tuple[list[Entry], list[Skip]]:
     entries: list[Entry] = []
     skipped: list[Skip] = []
-    with os.scandir(path) as found:
-        for item in found:
-            step = folder_step(item.name)
-            if step is None and not item.is_dir():
-                continue
-            if step is not None and item.is_dir():
-                entries.append(Entry(step, path / item.name))
-            else:
-                skipped.append(Skip(item.name, _reason(item.name, step)))
+    for name, is_folder in _children(path):
+        step = folder_step(name)
+        if step is None and not is_folder:
+            continue
+        if step is not None and is_folder:
+            entries.append(Entry(step, path / name))
+        else:
+            skipped.append(Skip(name, _reason(name, step)))
     return entries, sorted(skipped, key=lambda skip: skip.name)
+
+
+def _children(path: Location) -> list[tuple[str, bool]]:
+    """Return the names in a folder, and which are folders."""
+    if isinstance(path, Path):
+        with os.scandir(path) as found:
+            return [(item.name, item.is_dir()) for item in found]
+    return [(name, item.folder) for name, item in (path.names() or {}).items()]
 
 
 def _reason(name: str, step: int | None) -> str:
@@ -123,11 +139,10 @@ def _beside(names: set[str]) -> Iterator[Skip]:
             yield Skip(name, "weights beside the step folders, of no known step; open this file to read them")
 
 
-def _ordered(path: Path, entries: list[Entry]) -> list[Entry]:
+def _ordered(path: Location, entries: list[Entry]) -> list[Entry]:
     ordered = sorted(entries)
     for one, other in pairwise(ordered):
         if one.step == other.step:
-            raise SourceError(
-                f"{path}: {one.path.name!r} and {other.path.name!r} are both step {one.step}. Move one of them away."
-            )
+            mend = "Move one of them away" if isinstance(path, Path) else "Choose one of them by a narrower pattern"
+            raise SourceError(f"{path}: {one.path.name!r} and {other.path.name!r} are both step {one.step}. {mend}.")
     return ordered
