@@ -54,6 +54,10 @@ class Store(ABC):
         folder, _, name = inner.rpartition("/")
         return self.listing(folder).get(name)
 
+    def fingerprint(self, inner: str) -> list[str]:
+        """Return what changes whenever the content of a path would; empty where that is not known without reading."""
+        return []
+
     def facts(self, names: Iterable[str], folder: str) -> dict[str, Any]:
         """Return what the store knows of the files of these names in a folder: their provenance."""
         return {}
@@ -84,6 +88,9 @@ class RemotePath:
     def __str__(self) -> str:
         return f"{self.store.url}/{self.inner}" if self.inner else self.store.url
 
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
+
     def __lt__(self, other: RemotePath) -> bool:
         return str(self) < str(other)
 
@@ -94,8 +101,8 @@ class RemotePath:
         return hash(str(self))
 
     def item(self) -> Item | None:
-        """Return what it is, None when there is no such thing."""
-        return self.store.find(self.inner)
+        """Return what it is, None when there is no such thing; above the root there is nothing."""
+        return None if os.pardir in self.inner.split("/") else self.store.find(self.inner)
 
     def exists(self) -> bool:
         """Return whether there is such a file or folder."""

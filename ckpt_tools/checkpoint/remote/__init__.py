@@ -39,4 +39,4 @@ def need(library: str, url: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError:
-        raise SourceError(f"{url} is read through {library}: pip install 'ckpt-tools[hf]'.") from None
+        raise SourceError(f"{url} is read through {library.partition('.')[0]}: pip install 'ckpt-tools[hf]'.") from None

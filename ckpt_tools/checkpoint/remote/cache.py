@@ -45,10 +45,10 @@ def default_folder() -> Path:
 class CachedFile(LocalFile):
     """A copy in the cache; it stays there as long as this object lives, however often it is closed and read again."""
 
-    __slots__ = ("_pin",)
+    __slots__ = ("_pin", "transferred")
 
-    def __init__(self, path: Path, pin: int) -> None:
-        self._pin = pin
+    def __init__(self, path: Path, pin: int, transferred: int) -> None:
+        self._pin, self.transferred = pin, transferred
         super().__init__(path)
 
     def __del__(self) -> None:
@@ -80,7 +80,7 @@ class Cache:
             pin = _locked(path, fcntl.LOCK_SH)
             if pin is not None:
                 os.utime(path, ns=(time.time_ns(), os.fstat(pin).st_mtime_ns))
-                return CachedFile(path, pin)
+                return CachedFile(path, pin, part.transferred)
             self._download(path, part, what, sha256)
 
     def _download(self, path: Path, part: Part, what: str, sha256: str) -> None:
@@ -127,7 +127,7 @@ def _locked(path: Path, how: int) -> int | None:
     """Return a locked handle of a file, None when there is none (any more) or it is in use."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         fcntl.flock(handle, how)
@@ -170,6 +170,8 @@ def _writing(partial: Path, whole: Path) -> Iterator[int | None]:
                 yield handle
                 return
         finally:
+            if not os.fstat(handle).st_size and _is(partial, handle):
+                partial.unlink()
             os.close(handle)
     yield None
 

@@ -35,6 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLAIN = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 _NEXT = re.compile(r'<([^<>]+)>\s*;\s*rel="?next"?')
+_MAIN = "main"
 _OTHER_KINDS = ("datasets", "spaces", "buckets", "kernels")
 MAX_PAGES = 100
 SMALL = 16 * 2**20
@@ -103,12 +104,11 @@ class Repository:
 
     def __init__(self, name: str, cache_size: int | None = None) -> None:
         self.name, self.cache_size = name, cache_size
-        hub = need("huggingface_hub", f"hf://{name}")
-        self.endpoint: str = hub.constants.ENDPOINT.rstrip("/")
+        self.endpoint: str = need("huggingface_hub.constants", f"hf://{name}").ENDPOINT.rstrip("/")
         self.session = HubSession(f"hf://{name}", self.endpoint)
         self.heads = Heads()
         self._files: OrderedDict[str, bytes] = OrderedDict()
-        self._saved = hub.try_to_load_from_cache
+        self._saved = need("huggingface_hub", f"hf://{name}").try_to_load_from_cache
 
     def ask(self, path: str, what: str) -> tuple[Any, str]:
         """Return the answer of the hub's interface, parsed, and the address of its next page ("" for the last)."""
@@ -174,7 +174,7 @@ class HubStore(Store):
     def __init__(self, repository: Repository, commit: str, revision: str) -> None:
         self.repository, self.commit, self.revision = repository, commit, revision
         self.url = f"hf://{repository.name}@{commit}"
-        self.label = revision or repository.name.rpartition("/")[2]
+        self.label = repository.name.rpartition("/")[2] if revision == _MAIN else revision
         self._listings: dict[str, dict[str, Item]] = {}
 
     def listing(self, folder: str) -> Mapping[str, Item]:
@@ -192,7 +192,7 @@ class HubStore(Store):
         if saved is not None:
             return saved
         url = f"{self.repository.endpoint}/{self.repository.name}/resolve/{self.commit}/{quote(path.inner)}"
-        what = f"{path} ({self.revision})" if self.revision not in ("", self.commit) else str(path)
+        what = f"{path} ({self.revision})" if self.revision != self.commit else str(path)
 
         def copy(part: Part) -> LocalFile:
             key = item.sha256 or item.blob or hashlib.sha256(str(path).encode()).hexdigest()
@@ -203,6 +203,10 @@ class HubStore(Store):
             return MemoryFile(path, data, len(data), copy)
         part = HttpFile(self.repository.session, url, what, size=item.size, sha256=item.sha256, commit=self.commit)
         return RemoteFile(path, part, copy, self.repository.heads, sha256=item.sha256)
+
+    def fingerprint(self, inner: str) -> list[str]:
+        """Return the commit: nothing in it ever changes."""
+        return [self.commit]
 
     def facts(self, names: Iterable[str], folder: str) -> dict[str, Any]:
         """Return repository, revision, commit, and the SHA-256 of the files of these names."""
@@ -233,8 +237,8 @@ def open_hub(url: str, cache_size: int | None = None) -> RemotePath:
     if address.is_pattern:
         raise SourceError(f"{url} stands for several revisions: a trajectory. Name one of them to open a checkpoint.")
     repository = Repository(address.repository, cache_size)
-    store = HubStore(repository, repository.commit(address.revision or "main"), address.revision)
-    return RemotePath(store, address.folder)
+    revision = address.revision or _MAIN
+    return RemotePath(HubStore(repository, repository.commit(revision), revision), address.folder)
 
 
 def _reopened(name: str, cache_size: int | None, commit: str, revision: str) -> HubStore:

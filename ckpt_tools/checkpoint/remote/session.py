@@ -77,12 +77,12 @@ class Session:
 
     def __post_init__(self) -> None:
         self._hub = need("huggingface_hub", self.url)
-        if self._hub.constants.is_offline_mode():
+        self._constants = need("huggingface_hub.constants", self.url)
+        if self._constants.HF_HUB_OFFLINE:
             raise SourceError(
                 f"{self.url} cannot be read: HF_HUB_OFFLINE is set. Unset it, or give a folder on this machine."
             )
-        # The client is httpx or httpx2, by the version of huggingface_hub, whose own error derives from its base.
-        self._errors = next(c for c in self._hub.errors.HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
+        self._errors = _http_error(need("huggingface_hub.errors", self.url))
         self._wears_token = bool(self.endpoint and self._token())
 
     def get(self, url: str, what: str, limit: int = MAX_REPLY) -> tuple[bytes, Mapping[str, str]]:
@@ -146,7 +146,7 @@ class Session:
         return request
 
     def _token(self) -> str | None:
-        found: str | None = None if self._hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else self._hub.get_token()
+        found: str | None = None if self._constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else self._hub.get_token()
         return found
 
     def _failure(self, status: int, said: Mapping[str, str], what: str, url: str) -> Exception:
@@ -166,6 +166,12 @@ class Session:
                 raise RetryLater(f"only {got:,} bytes came in {took:.0f} s")
             if stop is not None and stop.is_set():
                 raise RetryLater("it was closed")
+
+
+def _http_error(errors: Any) -> type[Exception]:
+    """Return the base of the client's errors: httpx or httpx2 by the version of the hub's library, whose own has it."""
+    found: type[Exception] = next(c for c in errors.HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
+    return found
 
 
 def origin(url: str) -> tuple[str, str, int | None]:

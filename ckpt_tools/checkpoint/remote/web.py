@@ -36,7 +36,8 @@ class WebStore(Store):
         self.session = Session(self.url)
         self.heads = Heads()
         self._listings: dict[str, dict[str, Item]] = {}
-        self._met: dict[str, tuple[HttpFile, bytes, Mapping[str, str]]] = {}
+        self._met: dict[str, tuple[HttpFile, bytes]] = {}
+        self._known: dict[str, Item | None] = {"": Item(folder=True)}
         self._stamps: dict[str, dict[str, str]] = {}
 
     def listing(self, folder: str) -> Mapping[str, Item]:
@@ -51,13 +52,13 @@ class WebStore(Store):
 
     def find(self, inner: str) -> Item | None:
         """Return what a path is: by the listing of its folder or, where there is none, by asking for it."""
-        if not inner or inner in self._met:
-            return Item(folder=not inner)
-        folder, _, name = inner.rpartition("/")
-        try:
-            return self.listing(folder).get(name)
-        except SourceError:
-            return Item() if self.meet(inner) else None
+        if inner not in self._known:
+            folder, _, name = inner.rpartition("/")
+            try:
+                self._known[inner] = self.listing(folder).get(name)
+            except SourceError:
+                self.meet(inner)
+        return self._known[inner]
 
     def meet(self, inner: str) -> Mapping[str, str] | None:
         """Ask for the beginning of a file; return the headers, None when there is no such file."""
@@ -68,15 +69,16 @@ class WebStore(Store):
         except Refusal as refusal:
             if refusal.status not in _ABSENT:
                 raise
+            self._known[inner] = None
             return None
-        self._met[inner] = part, head, said
+        self._met[inner], self._known[inner] = (part, head), Item(size=part.size)
         return said
 
     def open(self, path: RemotePath) -> ByteFile:
         """Return a file, pinned to what it is now."""
         if path.inner not in self._met and self.meet(path.inner) is None:
             raise SourceError(f"Cannot read {path}: the server has no such file, or does not give it.")
-        part, head, _ = self._met.pop(path.inner)
+        part, head = self._met.pop(path.inner)
         self._stamps[path.inner] = {"etag": part.stamp}
 
         def copy(whole: Part) -> LocalFile:
