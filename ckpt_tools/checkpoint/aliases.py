@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import CkptError
 from .checkpoint import Checkpoint
+from .location import Location
 from .opener import open_checkpoint
 
 ALIAS = re.compile(r"(?<![a-z])(best|last|latest|final|newest|current|recent|average|swa|ema)(?![a-z])", re.IGNORECASE)
@@ -26,7 +27,7 @@ _STEPS = (
 _COMPARED = 64
 _READ = 64 << 20
 
-Entries = Sequence[tuple[int, Path]]
+Entries = Sequence[tuple[int, Location]]
 
 
 def stored_number(metadata: Mapping[str, Any], unit: str) -> int | None:
@@ -49,7 +50,7 @@ def _first(metadata: Mapping[str, Any], keys: Sequence[str]) -> int | None:
     return None
 
 
-def explain(path: Path, entries: Entries, unit: str) -> str:
+def explain(path: Location, entries: Entries, unit: str) -> str:
     """Return why the checkpoint at `path`, whose name holds no number, is no step of the trajectory `entries`.
 
     Says whether it is identical to a numbered one, stale, or neither; opens it, and the numbered ones as needed.
@@ -64,11 +65,11 @@ def explain(path: Path, entries: Entries, unit: str) -> str:
         return "its name holds no step, and it cannot be opened"
 
 
-def _link(path: Path, entries: Entries, unit: str) -> str:
+def _link(path: Location, entries: Entries, unit: str) -> str:
     if isinstance(path, Path) and path.is_symlink():
-        target = Path(os.path.realpath(path))
+        target = os.path.realpath(path)
         for step, entry in entries:
-            if target == Path(os.path.realpath(entry)):
+            if isinstance(entry, Path) and target == os.path.realpath(entry):
                 return f"a link to {unit} {step}"
     return ""
 
@@ -95,7 +96,7 @@ def _candidates(name: str, entries: Entries, stored: int | None) -> Entries:
     return list(reversed(entries[-_COMPARED:])) if _NEWEST.search(name) else list(entries[-_COMPARED:])
 
 
-def _same(checkpoint: Checkpoint, path: Path) -> bool:
+def _same(checkpoint: Checkpoint, path: Location) -> bool:
     """Return whether all tensors have the same bytes; of large checkpoints the smallest tensors, up to a limit."""
     try:
         with open_checkpoint(path) as other:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
@@ -21,6 +20,7 @@ from .checkpoint import Opened
 from .inert import Instance
 from .leaves import Leaf, StoredTensor
 from .localfile import LocalFile
+from .location import Location, open_file
 from .magic import HEAD
 from .raw import Extent
 from .region import Region
@@ -48,7 +48,7 @@ def is_deepspeed(names: Collection[str]) -> bool:
 
 
 def open_deepspeed(
-    folder: Path, names: Collection[str], open_source: Callable[[Path], TensorSource], part: str = ""
+    folder: Location, names: Collection[str], open_source: Callable[[Location], TensorSource], part: str = ""
 ) -> Opened:
     """Return the weights of a ZeRO folder; `part="fp32"` means the optimizer's float32 copies of them.
 
@@ -71,7 +71,9 @@ def open_deepspeed(
     return Opened([source], source.format)
 
 
-def _whole(folder: Path, names: list[str], optimizer: list[str], open_source: Callable[[Path], TensorSource]) -> Opened:
+def _whole(
+    folder: Location, names: list[str], optimizer: list[str], open_source: Callable[[Location], TensorSource]
+) -> Opened:
     for name in names:
         check_inside(folder, name)
     reason = f"optimizer state; part {FP32!r} opens its float32 copies of the weights"
@@ -93,14 +95,14 @@ class MergedTensor(Leaf):
 class _Partitions:
     """The flat partitions of all ranks, and what they are made of."""
 
-    def __init__(self, folder: Path, states: str, optimizer: list[str]) -> None:
+    def __init__(self, folder: Location, states: str, optimizer: list[str]) -> None:
         if not optimizer:
             raise FormatError(
                 f"{folder} has no files of optimizer states, which alone hold the weights it is asked for."
             )
         if len(optimizer) > _MAX_RANKS:
             raise FormatError(f"{folder}: {len(optimizer):,} ranks; at most {_MAX_RANKS:,} are put together.")
-        self.folder, self.files = folder, [LocalFile(folder / states)]
+        self.folder, self.files = folder, [open_file(folder / states).local()]
         self.model = self._load(states, self.files[0])
         if not isinstance(self.model.get("param_shapes"), (dict, list)):
             raise FormatError(f"{folder / states} does not say which parameters the partitions are made of.")
@@ -134,7 +136,7 @@ class _Partitions:
 
     def _groups(self, name: str) -> Iterator[Piece]:
         """Yield where the flat groups of one rank lie."""
-        file = LocalFile(self.folder / name)
+        file = open_file(self.folder / name).local()
         self.files.append(file)
         state = self._load(name, file).get("optimizer_state_dict")
         found = state if isinstance(state, dict) else {}

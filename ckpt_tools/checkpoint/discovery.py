@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from ..errors import CkptError, SourceError, nearest
 from .aliases import ALIAS, explain
 from .folder import INDEX, WEIGHTS
+from .location import Location
 from .opener import open_checkpoint
 from .series import Series, find_series
 from .source import Skip
@@ -36,12 +36,12 @@ _ALIASES_OPENED = 8
 class Found:
     """The checkpoints of a folder by ascending step, what the number counts, and what was left out and why."""
 
-    entries: list[tuple[int, Path]]
+    entries: list[tuple[int, Location]]
     unit: str
     skipped: list[Skip] = field(default_factory=list)
 
 
-def discover(folder: Path, children: Mapping[str, bool], choice: str | None = None) -> Found | None:
+def discover(folder: Location, children: Mapping[str, bool], choice: str | None = None) -> Found | None:
     """Return the trajectory in a folder, None when it holds none (then it may be a lone checkpoint).
 
     `children` are the names in it, True for folders. `choice` picks one of several runs by its label or a glob. Raises
@@ -63,7 +63,7 @@ def discover(folder: Path, children: Mapping[str, bool], choice: str | None = No
 class _Folders:
     """Steps that are folders."""
 
-    def __init__(self, folder: Path, children: Mapping[str, bool]) -> None:
+    def __init__(self, folder: Location, children: Mapping[str, bool]) -> None:
         self.folder = folder
         self.folders = {name for name, is_folder in children.items() if is_folder}
         self.files = set(children) - self.folders
@@ -136,7 +136,7 @@ def _state(name: str) -> bool:
     return _STATE.search(name) is not None
 
 
-def alike(folder: Path, names: Sequence[str]) -> bool | None:
+def alike(folder: Location, names: Sequence[str]) -> bool | None:
     """Return whether the first and the last checkpoint hold mostly the same tensors; None when none can be opened."""
     tables = []
     for name in (names[0], names[-1]):
@@ -151,7 +151,7 @@ def alike(folder: Path, names: Sequence[str]) -> bool | None:
     return 2 * len(shared) >= max(map(len, tables)) > 0
 
 
-def _chosen(folder: Path, found: Sequence[Series], choice: str | None) -> Series | None:
+def _chosen(folder: Location, found: Sequence[Series], choice: str | None) -> Series | None:
     """Return the one series that is meant: the chosen one, else the only one, else the only one of several steps."""
     if not found:
         return None
@@ -163,7 +163,7 @@ def _chosen(folder: Path, found: Sequence[Series], choice: str | None) -> Series
     raise several(str(folder), found)
 
 
-def _by_choice(folder: Path, found: Sequence[Series], choice: str) -> Series:
+def _by_choice(folder: Location, found: Sequence[Series], choice: str) -> Series:
     for fits in (
         [s for s in found if choice in (s.label, s.pattern)],
         [s for s in found if any(fnmatchcase(name, choice) for name in s.names)],
@@ -193,5 +193,5 @@ def _span(series: Series) -> str:
     return f"{len(series)} checkpoints, {series.unit} {first} to {last}"
 
 
-def _entries(folder: Path, series: Series) -> list[tuple[int, Path]]:
+def _entries(folder: Location, series: Series) -> list[tuple[int, Location]]:
     return [(step, folder / name) for step, name in series.members]

@@ -18,9 +18,10 @@ _KINDS: dict[Kind, str] = {
     "checkpoint": "checkpoint checkpoints ckpt chkpt chk snapshot save",
     "epoch": "epoch epochs ep",
     "bare": "model net weights weight params state policy agent dump",
-    "measure": "loss acc accuracy ppl perplexity score bleu reward error err metric auc map psnr ssim wer top f tokens bpb",
-    "fixed": "seed rank shard part layer head run fold worker gpu node mp tp pp dp stage v version trial try exp experiment"
-    " split job task group of consolidated expert block arr zero",
+    "measure": "loss acc accuracy ppl perplexity score bleu reward error err metric auc map psnr ssim wer top f tokens"
+    " bpb",
+    "fixed": "seed rank shard part layer head run fold worker gpu node mp tp pp dp stage v version trial try exp"
+    " experiment split job task group of consolidated expert block arr zero",
 }
 _WORDS: dict[str, Kind] = {word: kind for kind, words in _KINDS.items() for word in words.split()}
 RANKS: dict[Kind, int] = {"step": 0, "checkpoint": 1, "epoch": 2}

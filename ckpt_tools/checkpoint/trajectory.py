@@ -18,6 +18,7 @@ from .discovery import Found, discover
 from .folder import CONFIG, RUN
 from .jsondata import read_object
 from .listing import from_glob, from_list, is_glob
+from .location import Location, as_url, located
 from .log import LogIndex, Record, latest, scan_folder, scan_if_log
 from .metrics import METRICS, read_metrics
 from .opener import list_folder, open_checkpoint, open_logged
@@ -29,8 +30,15 @@ class Entry(NamedTuple):
     """Where the checkpoint of a step lies: a folder or file, or a record in the log `path`."""
 
     step: int
-    path: Path
+    path: Location
     record: Record | None = None
+
+    @property
+    def local(self) -> Path:
+        """The path on this machine; raises SourceError for a URL."""
+        if not isinstance(self.path, Path):
+            raise SourceError(f"{self.path} is not on this machine; copy it here first.")
+        return self.path
 
 
 @dataclass
@@ -41,7 +49,7 @@ class Trajectory:
     `config` serves checkpoints that have none of their own.
     """
 
-    path: Path
+    path: Location
     entries: list[Entry]
     skipped: list[Skip] = field(default_factory=list)
     run: dict[str, Any] | None = None
@@ -71,7 +79,7 @@ class Trajectory:
         if entry.record is None:
             checkpoint = open_checkpoint(entry.path, step=step, **how)
         else:
-            checkpoint = open_logged(entry.path, entry.record, **how)
+            checkpoint = open_logged(entry.local, entry.record, **how)
         checkpoint.config = checkpoint.config or self.config
         return checkpoint
 
@@ -93,41 +101,55 @@ class Trajectory:
         return f"<Trajectory {str(self.path)!r}, {len(self)} checkpoints>"
 
 
-def open_trajectory(source: str | Path, *, part: str = "") -> Trajectory:
+def open_trajectory(source: str | Location, *, part: str = "", cache_size: int | None = None) -> Trajectory:
     """Return the trajectory in a folder of step folders or of numbered files, in a log, or of a lone checkpoint.
 
     A folder with several runs in it is named with the one that is meant, `FOLDER::runA`. A glob (`ckpts/*_epoch_*.pt`)
     and a list file (`@list.txt`: one path per line, its step behind it if need be) name checkpoints one by one. A run
-    may hold some steps in folders and others in logs; a step in both is read from its folder. `part` chooses among
-    several sets of weights in each checkpoint, as in `open_checkpoint`. What is left out is listed in `skipped`, the
-    torn end of a log too. Raises SourceError when there is nothing to open, when several runs are mixed, or when two
-    names claim a step.
+    may hold some steps in folders and others in logs; a step in both is read from its folder. A URL is read over the
+    network: `hf://org/name@step*` are the revisions of that pattern in the order of their numbers, any other URL a
+    folder or a file. `part` chooses among several sets of weights in each checkpoint, and `cache_size` bounds the
+    copies of remote files, as in `open_checkpoint`. What is left out is listed in `skipped`, the torn end of a log too.
+    Raises SourceError when there is nothing to open, when several runs are mixed, or when two names claim a step.
     """
-    path, choice = _split_choice(source)
+    url = as_url(source)
+    if url.startswith("hf://"):
+        from .remote.revisions import matching
+
+        revisions = matching(url, cache_size)
+        if revisions is not None:
+            found = Found(list(revisions.steps), "step", revisions.skipped)
+            return Trajectory(revisions.path, _ordered(revisions.path, found), found.skipped, part=part)
+    if "://" in url:
+        return _of_location(located(source, cache_size), part, None)
+    path, choice = _split_choice(str(source))
     named = _named(str(source)) if choice is None else None
-    if named is not None:
-        return named
+    return named if named is not None else _of_location(path, part, choice)
+
+
+def _of_location(path: Location, part: str, choice: str | None) -> Trajectory:
     names = list_folder(path)
     if names is None:
         return _of_file(path, part)
     found = discover(path, _children(path), choice)
-    logs = scan_folder(path, names)
+    logs = scan_folder(path, names) if isinstance(path, Path) else []
     if found is None and not any(index.records for index in logs):
         return _of_checkpoint(path, part)
     found = found or Found([], "step")
     config = _config(path, found.skipped) if CONFIG in names else {}
     entries = _with_records(_ordered(path, found), logs)
-    return Trajectory(path, entries, [*found.skipped, *_torn(logs)], _run_in(path), part, found.unit, config)
+    run = read_object(path / RUN) if RUN in names else None
+    return Trajectory(path, entries, [*found.skipped, *_torn(logs)], run, part, found.unit, config)
 
 
-def _of_file(path: Path, part: str) -> Trajectory:
-    index = scan_if_log(path)
-    if index is None or not index.records:
+def _of_file(path: Location, part: str) -> Trajectory:
+    index = scan_if_log(path) if isinstance(path, Path) else None
+    if index is None or not index.records or not isinstance(path, Path):
         return _of_checkpoint(path, part)
     return Trajectory(path, _with_records([], [index]), _torn([index]), _run_in(path.parent), part)
 
 
-def _of_checkpoint(path: Path, part: str) -> Trajectory:
+def _of_checkpoint(path: Location, part: str) -> Trajectory:
     with open_checkpoint(path, part=part) as lone:
         return Trajectory(path, [Entry(lone.step, path)], part=part)
 
@@ -167,13 +189,15 @@ def _split_choice(source: str | Path) -> tuple[Path, str | None]:
     return Path(source), None
 
 
-def _children(path: Path) -> dict[str, bool]:
+def _children(path: Location) -> dict[str, bool]:
     """Return the names in a folder, and which are folders."""
+    if not isinstance(path, Path):
+        return {name: item.folder for name, item in (path.names() or {}).items()}
     with os.scandir(path) as found:
         return {item.name: item.is_dir() for item in found}
 
 
-def _config(path: Path, skipped: list[Skip]) -> dict[str, Any]:
+def _config(path: Location, skipped: list[Skip]) -> dict[str, Any]:
     try:
         return read_object(path / CONFIG)
     except SourceError as error:
@@ -181,12 +205,12 @@ def _config(path: Path, skipped: list[Skip]) -> dict[str, Any]:
         return {}
 
 
-def _ordered(path: Path, found: Found) -> list[Entry]:
+def _ordered(path: Location, found: Found) -> list[Entry]:
     ordered = sorted((Entry(*pair) for pair in found.entries), key=lambda entry: (entry.step, entry.path))
     for one, other in pairwise(ordered):
         if one.step == other.step:
+            mend = "Move one of them away" if isinstance(path, Path) else "Choose one of them by a narrower pattern"
             raise SourceError(
-                f"{path}: {one.path.name!r} and {other.path.name!r} are both {found.unit} {one.step}. "
-                "Move one of them away."
+                f"{path}: {one.path.name!r} and {other.path.name!r} are both {found.unit} {one.step}. {mend}."
             )
     return ordered

@@ -185,7 +185,9 @@ class Runner:
         if step not in self._open:
             checkpoint = self.plan.trajectory.checkpoint(step)
             resolved = self.plan.layouts.of(checkpoint)
-            self._open[step] = (Weights(checkpoint, resolved.layout, resolved.names), resolved)
+            weights = Weights(checkpoint, resolved.layout, resolved.names)
+            checkpoint.expect({weights.info(n).tensor for n in (*weights.names, *weights.vector_names)})
+            self._open[step] = (weights, resolved)
         return self._open[step]
 
     def _kept(self, position: int) -> Iterator[int]:

@@ -58,7 +58,7 @@ def check_run(run: Path | str, *, on_progress: Progress = silent) -> list[str]:
 
 def _fault(trajectory: Trajectory, entry: Entry) -> str:
     if entry.record is not None:
-        return record_fault(entry.path, entry.record)
+        return record_fault(entry.local, entry.record)
     try:
         trajectory.checkpoint(entry.step).close()
     except FormatError as error:
@@ -67,10 +67,10 @@ def _fault(trajectory: Trajectory, entry: Entry) -> str:
 
 
 def _movable(entry: Entry, done: Copied) -> bool:
-    others = sorted(set(os.listdir(entry.path)) - {MODEL_FILE})
+    others = sorted(set(os.listdir(entry.local)) - {MODEL_FILE})
     try:
         if not others:
-            open_checkpoint(entry.path).close()
+            open_checkpoint(entry.local).close()
             return True
         done.skipped.append(Skip(entry.path.name, f"left as it is: it holds {others[0]!r}"))
     except FormatError as error:
@@ -104,7 +104,7 @@ def _move(path: Path, batch: Sequence[Entry], done: Copied) -> None:
         _write_log(path, new, 1 + max((r.serial for log in logs for r in log.records), default=-1))
     _flush(path, *present)
     for entry in batch:
-        remove_folder(entry.path)
+        remove_folder(entry.local)
 
 
 def _write_log(path: Path, entries: Sequence[Entry], serial: int) -> None:

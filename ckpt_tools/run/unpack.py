@@ -52,7 +52,7 @@ def _in_place(path: Path, steps: str, on_progress: Progress) -> Copied:
         trajectory = open_trajectory(path)
         chosen = set(trajectory.select(steps))
         logs = scan_folder(path, os.listdir(path))
-        folders = {entry.step: entry.path for entry in trajectory.entries if entry.record is None}
+        folders = {entry.step: entry.local for entry in trajectory.entries if entry.record is None}
         unpacking = _Unpacking(path, folders, Copied(skipped=list(trajectory.skipped)))
         entries = [Entry(record.step, log, record) for log, record in latest(logs) if record.step in chosen]
         unpacking.put_all(sorted(entries), on_progress)
@@ -82,7 +82,7 @@ class _Unpacking:
 
     def _put(self, entry: Entry) -> None:
         folder = self.folders.get(entry.step)
-        if entry.record is None and not (entry.path / MODEL_FILE).is_file():
+        if entry.record is None and not (entry.local / MODEL_FILE).is_file():
             self.done.skipped.append(Skip(entry.path.name, f"left out: it holds no {MODEL_FILE}"))
         elif folder is not None and self._stays(folder, entry):
             self.done.present += 1
@@ -91,11 +91,11 @@ class _Unpacking:
 
     def _stays(self, folder: Path, entry: Entry) -> bool:
         """Return whether a folder holds the entry's bytes, or a later save of its step: it counts before a record."""
-        if entry.path == folder or equal(_span(folder), span_of(entry)):
+        if entry.local == folder or equal(_span(folder), span_of(entry)):
             return True
         try:
             open_checkpoint(folder).close()
-            return self.target == entry.path.parent
+            return self.target == entry.local.parent
         except FormatError:
             return False
 
@@ -108,7 +108,7 @@ class _Unpacking:
             span = span_of(entry)
             total = _copy(span, draft / MODEL_FILE)
             if entry.record is not None and total != entry.record.sum:
-                return f"{entry.path}, step {entry.step}: the bytes are not those that were written"
+                return f"{entry.local}, step {entry.step}: the bytes are not those that were written"
             if final.exists():
                 shutil.rmtree(final)
             draft.rename(final)
