@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from ckpt_tools.errors import PluginError, SourceError
 from ckpt_tools.hf import HFFamily, ckpt_families, family_from_toml, load_family_file
+from ckpt_tools.registry import load_registry
 
 FAMILIES: dict[str, Any] = {family.name: family for family in ckpt_families()}
 CONFIG = {
@@ -43,6 +44,10 @@ def test_families_have_distinct_names_and_model_types() -> None:
     kinds = [kind for family in families for kind in family.model_types]
     assert len(kinds) == len(set(kinds)) and len(FAMILIES) == len(families)
     assert all(family.__doc__ for family in families)
+
+
+def test_trainers_have_names_of_their_own() -> None:
+    assert set(FAMILIES) < set(load_registry().families())
 
 
 def test_model_types_exist_in_the_library() -> None:

@@ -35,7 +35,7 @@ def read(path: Path, config: dict[str, Any], *inside: str) -> tuple[str, Layout,
     [
         ("gpt2", "gpt2", True),
         ("gpt_neox", "gpt_neox", False),
-        ("mamba", "mamba", True),
+        ("mamba", "mamba1", True),
         ("mixtral_moe", "mixtral", False),
     ],
 )
@@ -63,20 +63,20 @@ def test_llama2c_training_checkpoint(shared_data: Path) -> None:
 
 def test_state_space_blocks_in_a_model_of_its_own(shared_data: Path) -> None:
     found, layout, w = read(shared_data / "models" / "mamba-cmapss" / "best_model.pt", {}, "model_state_dict")
-    assert found == "mamba" and w["layers.3.ssm.in.z"].shape == (128, 64) and w["layers.0.ssm.A_log"].shape == (128, 16)
+    assert found == "mamba1" and w["layers.3.ssm.in.z"].shape == (128, 64) and w["layers.0.ssm.A_log"].shape == (128, 16)
     roleless = [m.name for m in layout.matrices.values() if not m.role]
     assert roleless == ["input_proj.weight", "output_proj.0.weight", "output_proj.3.weight"]
 
 
 def test_recurrent_network_in_both_directions(shared_data: Path) -> None:
     found, _, w = read(shared_data / "models" / "mamba-cmapss" / "lstm_final.pt", {}, "model_state_dict")
-    assert found == "recurrent" and w["layers.1.rnn.reverse.input.cell"].shape == (64, 128)
+    assert found == "torch_rnn" and w["layers.1.rnn.reverse.input.cell"].shape == (64, 128)
 
 
 def test_network_with_batch_norm(shared_data: Path) -> None:
     path = shared_data / "trajectories" / "willmore-mlp" / "checkpoint_epoch_20.pt"
     found, layout, _ = read(path, {}, "model_state_dict")
-    assert found == "mlp"
+    assert found == "torch_mlp"
     assert {n: m.shape for n, m in layout.matrices.items()} == {
         f"layers.{k}.linear": shape
         for k, shape in enumerate([(128, 12), (256, 128), (512, 256), (256, 512), (128, 256), (3, 128)])
