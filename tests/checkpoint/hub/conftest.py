@@ -90,6 +90,13 @@ class Fault:
     redirect: str = ""
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A server that does not print it when its clients hang up."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing."""
+
+
 class FakeHub:
     """The hub and its content server ("cdn"), each on its own port of the loopback interface."""
 
@@ -105,7 +112,7 @@ class FakeHub:
 
     def _started(self, name: str) -> ThreadingHTTPServer:
         handler = type("Bound", (Handler,), {"hub": self, "server_name": name})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = QuietServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server

@@ -119,7 +119,13 @@ def test_a_server_that_drips_is_asked_again(model, monkeypatch):
     checkpoint = open_checkpoint(URL)
     monkeypatch.setattr(session, "SLOWEST", 2**30)
     monkeypatch.setattr(session, "now", lambda: next(clock))
-    with pytest.raises(FetchError, match=r"only [\d,]+ bytes came in \d+ s"):
+    monkeypatch.setattr(retries, "ENOUGH", 1)
+    before = len(model.asked("cdn/"))
+    assert np.array_equal(checkpoint.read("x"), W)
+    starts = [int(s.range.removeprefix("bytes=").split("-")[0]) for s in model.asked("cdn/")[before:]]
+    assert len(starts) > 3 and starts == sorted(set(starts))  # each goes on where the one before was left
+    monkeypatch.setattr(retries, "ENOUGH", 2**30)
+    with pytest.raises(FetchError, match=r"only [\d,]+ bytes came in \d+ s \(6 attempts\)"):
         checkpoint.read("x")
 
 
