@@ -19,7 +19,7 @@ from .folder import CONFIG, RUN
 from .jsondata import read_object
 from .listing import from_glob, from_list, is_glob
 from .location import Location, as_url, located
-from .log import LogIndex, Record, latest, scan_folder, scan_if_log
+from .log import LogIndex, Record, is_log_name, latest, scan_folder, scan_if_log
 from .metrics import METRICS, read_metrics
 from .opener import list_folder, open_checkpoint, open_logged
 from .source import Skip
@@ -131,7 +131,9 @@ def _of_location(path: Location, part: str, choice: str | None) -> Trajectory:
     names = list_folder(path)
     if names is None:
         return _of_file(path, part)
-    found = discover(path, _children(path), choice)
+    # Logs are numbered files too, but each holds many steps.
+    children = {name: is_folder for name, is_folder in _children(path).items() if not is_log_name(name)}
+    found = discover(path, children, choice)
     logs = scan_folder(path, names) if isinstance(path, Path) else []
     if found is None and not any(index.records for index in logs):
         return _of_checkpoint(path, part)

@@ -11,7 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..checkpoint import Trajectory, open_checkpoint, open_trajectory
-from ..checkpoint.log import FRAME_BYTES, checksum, frame, latest, record_fault, record_span, scan, scan_folder
+from ..checkpoint.log import (
+    FRAME_BYTES,
+    checksum,
+    frame,
+    is_log_name,
+    latest,
+    record_fault,
+    record_span,
+    scan,
+    scan_folder,
+)
 from ..checkpoint.source import Skip
 from ..checkpoint.trajectory import Entry
 from ..errors import FormatError, RunError
@@ -48,7 +58,7 @@ def check_run(run: Path | str, *, on_progress: Progress = silent) -> list[str]:
     Checkpoints in folders carry no checksum: of them only the headers are checked.
     """
     trajectory = open_trajectory(run)
-    faults = [f"{skip.name}: {skip.reason}" for skip in trajectory.skipped]
+    faults = [f"{skip.name}: {skip.reason}" for skip in trajectory.skipped if is_log_name(skip.name)]
     for at, entry in enumerate(trajectory.entries, start=1):
         fault = _fault(trajectory, entry)
         faults += [fault] if fault else []

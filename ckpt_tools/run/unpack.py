@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint import open_checkpoint, open_trajectory
@@ -146,14 +147,13 @@ def _copy(span: Span, path: Path) -> int:
 
 def _begin_copy(path: Path, target: Path) -> RunLock:
     """Make `target` a run with what describes the run `path`; it may be the same from an interrupted call."""
-    facts = (path / RUN_FILE).read_bytes()
     try:
         target.mkdir(parents=True, exist_ok=True)
         lock = RunLock(target)
         there = target / RUN_FILE
         if not there.exists() and any(target.iterdir()):
             raise RunError(f"{target} is not empty. Choose another folder.")
-        if there.exists() and there.read_bytes() != facts:
+        if there.exists() and replace(read_run(target), path=path, status=read_run(path).status) != read_run(path):
             raise RunError(f"{target} holds another run. Choose another folder.")
         remove_drafts(target)
         for name in (RUN_FILE, METRICS_FILE, PROBE_FILE):
