@@ -92,7 +92,8 @@ class RemoteFile:
         """Return exactly `count` bytes."""
         self._within(offset, count)
         if offset <= len(self._head) and offset + count <= _LONGEST_HEAD:
-            self._grow(offset + count)
+            # A header that is read in small steps must not become as many requests.
+            self._grow(offset + count, ahead=FIRST if count < FIRST else 0)
             return self._head[offset : offset + count]
         data = bytearray(count)
         self._pieces.read_into(offset, memoryview(data))
@@ -121,11 +122,11 @@ class RemoteFile:
         if self._whole is not None:
             self._whole.close()
 
-    def _grow(self, count: int) -> None:
-        """Have at least the first `count` bytes."""
+    def _grow(self, count: int, ahead: int = 0) -> None:
+        """Have at least the first `count` bytes; if any must be fetched, `ahead` more."""
         count = min(count, self.size)
         if count > len(self._head):
-            guess = count if self._head else max(count, self._heads.guess(self.path.name))
+            guess = count + ahead if self._head else max(count, self._heads.guess(self.path.name))
             more = bytearray(min(guess, self.size) - len(self._head))
             self._fetch(len(self._head), memoryview(more), None)
             self._head += more

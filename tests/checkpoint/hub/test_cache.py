@@ -118,7 +118,7 @@ def test_bytes_that_do_not_fit_their_hash_never_appear(steps, copies):
     for files in steps.repos["org/name"].commits.values():
         blob = files[name]
         blob.pieces = (blob.part(0, blob.size - 1), b"!")  # the content rots; listing and hash stay
-    with pytest.raises(FetchError, match="the bytes received have SHA-256 .*, the hub says"):
+    with pytest.raises(FetchError, match=r"the bytes received have SHA-256 .*, the hub says"):
         open_checkpoint("hf://org/name@step0")
     assert copies() == {}
 
@@ -134,7 +134,7 @@ def test_a_full_or_forbidden_disk_is_named(steps, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.os, "pwrite", full)
-    with pytest.raises(SourceError, match="No space left on device. Set CKPT_CACHE"):
+    with pytest.raises(SourceError, match=r"No space left on device. Set CKPT_CACHE"):
         open_checkpoint("hf://org/name@step0")
 
 
@@ -157,7 +157,7 @@ def test_another_process_keeps_its_copies(steps, copies, tmp_path):
     size = W.nbytes + 88
     open_checkpoint("hf://org/name@step0", cache_size=size)
     path = next((tmp_path / "ckpt-cache").glob("*/*"))
-    code = f"import fcntl, sys; f = open({str(path)!r}); fcntl.flock(f, fcntl.LOCK_SH); print('ok', flush=True); input()"
+    code = f"import fcntl; f = open({str(path)!r}); fcntl.flock(f, fcntl.LOCK_SH); print('ok', flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"ok\n"

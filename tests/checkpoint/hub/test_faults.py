@@ -95,7 +95,7 @@ def test_a_cut_interface_answer_is_asked_for_again(model):
 def test_a_body_cut_again_and_again_without_progress_is_given_up(model, waits):
     checkpoint = open_checkpoint(URL)
     model.fault("cdn/", cut=100, times=99)
-    with pytest.raises(FetchError, match="cannot be fetched: .*6 attempts"):
+    with pytest.raises(FetchError, match=r"cannot be fetched: .*6 attempts"):
         checkpoint.read("x")
     assert len(waits) == 5
 

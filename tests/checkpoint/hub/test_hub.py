@@ -211,7 +211,7 @@ def test_a_listing_cannot_name_files_elsewhere(hub, packed):
 
 def test_several_files_like_weights_are_not_all_downloaded(hub):
     hub.commit("org/name", {"a.bin": b"x" * 100, "b.h5": b"y" * 100, "README.md": b""}, branch="main")
-    with pytest.raises(SourceError, match="holds 2 files that are named like weights: a.bin, b.h5. Name the one"):
+    with pytest.raises(SourceError, match=r"holds 2 files that are named like weights: a.bin, b.h5. Name the one"):
         open_checkpoint("hf://org/name")
     assert not hub.asked("resolve")
 
@@ -233,7 +233,7 @@ def test_offline_is_offline(steps, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for source in ("hf://org/name@step*", "hf://org/name@step9", f"{steps.url}/x/"):
-        with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set. Unset it, or give a folder on this machine"):
+        with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE is set. Unset it, or give a folder on this machine"):
             open_trajectory(source)
     assert steps.seen == []
 
@@ -311,7 +311,8 @@ def test_local_paths_import_nothing_of_it_and_a_missing_library_is_named(tmp_pat
         "import sys; from ckpt_tools.checkpoint import open_trajectory as t\n"
         f"t({str(tmp_path)!r}).checkpoint(0).read('a')\n"
         "bad = {m for m in sys.modules if m.startswith('ckpt_tools.checkpoint.remote')}\n"
-        "assert not bad | ({'huggingface_hub', 'fsspec', 'httpx', 'httpx2', 'requests', 'ssl'} & set(sys.modules)), bad\n"
+        "bad |= {'huggingface_hub', 'fsspec', 'httpx', 'httpx2', 'requests', 'ssl'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
         "sys.modules['huggingface_hub'] = sys.modules['fsspec'] = None\n"
         "from ckpt_tools import SourceError\n"
         "for url in ('hf://a/b', 'hf://a/b@s*', 's3://a/b', 'https://a/b/'):\n"

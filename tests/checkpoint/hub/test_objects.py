@@ -60,7 +60,7 @@ def test_an_object_that_changes_is_refused(store, packed):
     system, _ = store
     checkpoint = open_checkpoint("memory://bucket/run/step-1")
     system.pipe("/bucket/run/step-1/model.safetensors", packed({"a": -W, "b": W}))
-    with pytest.raises(FetchError, match="has changed while it was being read. Open it again"):
+    with pytest.raises(FetchError, match=r"has changed while it was being read. Open it again"):
         checkpoint.read("a")
 
 

@@ -15,6 +15,8 @@ from ckpt_tools.checkpoint.remote import pieces
 from ckpt_tools.checkpoint.remote.pieces import GAP, JOINED, PIECE, Pieces, join
 from ckpt_tools.errors import SourceError
 
+from .conftest import Blob
+
 RNG = np.random.default_rng(0)
 
 
@@ -132,6 +134,26 @@ def test_an_identical_shard_is_not_asked_for_its_header_again(hub, packed):
     assert len(hub.asked("cdn/")) == 1 + 3
     assert len({h["model-1-of-2.safetensors"] for h in hashes}) == 1
     assert len(hub.asked("resolve-cache.*index")) == 1  # the same file in git, too
+
+
+def test_a_gguf_file_is_read_in_ranges(hub, tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_token_list([f"token {i}" for i in range(30_000)])  # a header of 540 KB, read in small steps
+    tensors = {name: matrix(256) for name in "abcdefgh"}
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    hub.commit("org/name", {"x.gguf": Blob((tmp_path / "x.gguf").read_bytes())}, branch="main")
+    with open_checkpoint("hf://org/name") as checkpoint:
+        assert checkpoint.format.startswith("GGUF")
+        opened = len(hub.asked("cdn/"))
+        assert np.array_equal(checkpoint.read("c"), tensors["c"])
+    assert opened <= 12 and hub.asked("cdn/")[-1].sent == tensors["c"].nbytes
 
 
 def test_a_large_tensor_comes_over_several_connections_into_its_place(hub, packed):

@@ -57,9 +57,9 @@ def test_the_main_file_of_a_folder_brings_its_configuration(hub, packed):
     put(hub, "/m/model.safetensors", packed({"a": W}))
     put(hub, "/m/config.json", b'{"model_type": "llama"}')
     assert open_checkpoint(f"{hub.url}/m/model.safetensors").config == {"model_type": "llama"}
-    with pytest.raises(SourceError, match="other.safetensors does not exist, or the server does not give it"):
+    with pytest.raises(SourceError, match=r"other.safetensors does not exist, or the server does not give it"):
         open_checkpoint(f"{hub.url}/m/other.safetensors")
-    with pytest.raises(FetchError, match="the listing of .*/m/ cannot be fetched: it does not exist"):
+    with pytest.raises(FetchError, match=r"the listing of .*/m/ cannot be fetched: it does not exist"):
         open_checkpoint(f"{hub.url}/m/")
 
 
