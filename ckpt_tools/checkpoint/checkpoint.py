@@ -61,10 +61,9 @@ class Checkpoint:
         said = {key: value for source in reversed(opened.sources) for key, value in source.metadata.items()}
         self.metadata: Mapping[str, Any] = {**said, **opened.origin}
         self.skipped: list[Skip] = [*(s for source in opened.sources for s in source.skipped), *opened.skipped]
-        inside = self.metadata.get("step")
-        known = [n for n in (step, name_step, inside) if type(n) is int]
+        known = [n for n in (step, name_step, _count(self.metadata.get("step"))) if n is not None]
         self.step = known[0] if known else 0
-        self.notes = [*step_notes(self.step, self.metadata)]
+        self.notes = [*step_notes(self.step, self.label, self.metadata)]
         for source in self._sources:
             source.hashing = hashing
 
@@ -144,12 +143,21 @@ class Checkpoint:
         return f"<Checkpoint {str(self.path)!r} step {self.step}, {len(self.tensors)} tensors, {self.format}>"
 
 
-def step_notes(step: int, metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a note when a checkpoint counts as another step than its file says inside."""
-    counters = {key: metadata[key] for key in COUNTERS if type(metadata.get(key)) is int}
-    if counters and step not in counters.values():
-        stored = ", ".join(f"{key} {value}" for key, value in counters.items() if key != "step" or len(counters) == 1)
-        yield f"taken as step {step}, but the file says {stored}"
+def step_notes(step: int, label: str, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note when a checkpoint counts as another step than its file says inside, epochs apart from steps."""
+    counters = {key: n for key in COUNTERS if (n := _count(metadata.get(key))) is not None}
+    if metadata.get("step_key", "step") != "step":
+        counters.pop("step", None)  # another one's value under the general name
+    comparable = [n for key, n in counters.items() if ("epoch" in key) == ("epoch" in label.lower())]
+    if comparable and step not in comparable:
+        yield f"taken as step {step}, but the file says {', '.join(f'{key} {n}' for key, n in counters.items())}"
+
+
+def _count(value: Any) -> int | None:
+    """Return a counter, which safetensors keeps as text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    return value if type(value) is int else None
 
 
 class _Merged(Mapping[str, TensorInfo]):

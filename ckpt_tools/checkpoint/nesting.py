@@ -106,8 +106,13 @@ def _of_the_loop(key: str, child: Any) -> str:
         return "optimizer state"
     if isinstance(child, Leaf):
         # Among the dotted names of a state dict nothing is of the loop: `opt.weight` is a layer's.
-        return "" if "." in key else loop_reason(key) or ("figures" if _FIGURES.fullmatch(key.lower()) else "")
+        return "" if "." in key else loop_reason(key) or _figure(key, child)
     return loop_reason(key)
+
+
+def _figure(key: str, leaf: Leaf) -> str:
+    shape = getattr(getattr(leaf, "extent", leaf), "shape", ())
+    return "figures" if _FIGURES.fullmatch(key.lower()) and shape in ((), (1,)) else ""
 
 
 def _asked(boxes: Mapping[str, Any], part: str) -> str | None:

@@ -129,6 +129,12 @@ def _reconstructor(name: str, args: tuple[Any, ...]) -> Any:
     return Instance(str(args[0]) if args and isinstance(args[0], Global) else name, ())
 
 
+def _persistent_object(name: str, args: tuple[Any, ...]) -> Any:
+    """StyleGAN's `persistence`: a class with its source, and the state of the module."""
+    facts = args[0] if args and isinstance(args[0], dict) else {}
+    return Instance(f"{name}:{str(facts.get('class_name'))[:80]}", (), facts.get("state"))
+
+
 def _constant(name: str, args: tuple[Any, ...]) -> Any:
     return args[0] if args and type(args[0]) in (int, float, str, bool) else None
 
@@ -178,6 +184,7 @@ TORCH_BUILDERS: dict[str, Builder] = {
     "pathlib.WindowsPath": _path,
     "pathlib.PurePosixPath": _path,
     "pathlib._local.PosixPath": _path,
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
     "argparse.Namespace": _plain_object,
     "types.SimpleNamespace": _plain_object,
 }

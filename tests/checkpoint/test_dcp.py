@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -19,7 +20,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from ckpt_tools.checkpoint import open_checkpoint
 from ckpt_tools.errors import FormatError
@@ -56,7 +56,9 @@ def test_as_torch_wrote_it(folder):
         for name, tensor in state()["model"].items():
             np.testing.assert_array_equal(checkpoint.read(name), tensor.float().numpy())
         assert checkpoint.bytes_read == 48 + 12 + 4
-        np.testing.assert_array_equal(checkpoint.read("a.weight", slice(1, 2)), state()["model"]["a.weight"][1:2].numpy())
+        np.testing.assert_array_equal(
+            checkpoint.read("a.weight", slice(1, 2)), state()["model"]["a.weight"][1:2].numpy()
+        )
 
 
 def write(folder: Path, tensor: torch.Tensor, boxes: list[tuple[tuple[int, ...], tuple[int, ...]]], **changes) -> Path:
@@ -122,7 +124,7 @@ def test_pieces_that_do_not_fit(tmp_path, case):
 def test_a_missing_file_is_named(tmp_path):
     folder = write(tmp_path / "x", torch.ones(5, 4), QUARTERS)
     (folder / "__2_0.distcp").unlink()
-    with pytest.raises(FormatError, match="1 of 4 files missing: __2_0.distcp"):
+    with pytest.raises(FormatError, match=r"1 of 4 files missing: __2_0.distcp"):
         open_checkpoint(folder)
 
 
@@ -165,7 +167,7 @@ def test_a_piece_that_claims_to_be_longer_than_its_file(tmp_path):
 def test_transformed_pieces_are_left_out(tmp_path):
     places = {MetadataIndex("w", torch.Size([0, 0]), 0): _StorageInfo("__0_0.distcp", 0, 10, ["zstd"])}
     folder = write(tmp_path / "x", torch.ones(5, 4), [((0, 0), (5, 4))], storage_data=places)
-    with pytest.raises(FormatError, match="holds no tensors that can be read.*its bytes were transformed"):
+    with pytest.raises(FormatError, match=r"holds no tensors that can be read.*its bytes were transformed"):
         open_checkpoint(folder)
 
 
@@ -212,5 +214,5 @@ def test_folders_around_it(tmp_path, folder):
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
 def test_one_of_its_files_alone_says_what_it_is(folder, name):
-    with pytest.raises(FormatError, match="part of a torch.distributed.checkpoint folder; open the folder"):
+    with pytest.raises(FormatError, match=r"part of a torch.distributed.checkpoint folder; open the folder"):
         open_checkpoint(folder / name)

@@ -13,7 +13,10 @@ from ckpt_tools.checkpoint import open_checkpoint, open_trajectory
 from ckpt_tools.errors import FormatError
 
 SHAPES = {"a.weight": (5, 3), "a.bias": (5,), "b.weight": (4, 5), "c": (7,)}
-WEIGHTS = {name: torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, (name, shape) in enumerate(SHAPES.items())}
+WEIGHTS = {
+    name: torch.randn(shape, generator=torch.Generator().manual_seed(i))
+    for i, (name, shape) in enumerate(SHAPES.items())
+}
 
 
 def groups() -> list[dict[str, torch.Size]]:

@@ -27,7 +27,9 @@ def write(path: Path, tensors: dict[str, tuple[np.ndarray, str]], **facts) -> Pa
     for name, (array, kind) in tensors.items():
         quantised = gguf.GGMLQuantizationType[kind]
         plain = kind in ("F32", "F16", "F64", "I32")
-        writer.add_tensor(name, array if plain else gguf.quants.quantize(array, quantised), raw_dtype=None if plain else quantised)
+        writer.add_tensor(
+            name, array if plain else gguf.quants.quantize(array, quantised), raw_dtype=None if plain else quantised
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -105,7 +107,9 @@ HOSTILE = {
     "a key of an exabyte": (head(0, 1) + struct.pack("<Q", 2**60) + PAD, "it is not read"),
     "an array of an exabyte": (head(0, 1) + text("a") + struct.pack("<IIQ", 9, 0, 2**60) + PAD, "truncated"),
     "an array of arrays": (head(0, 1) + text("a") + struct.pack("<IIQ", 9, 9, 2**40) + PAD, "truncated|not read"),
-    "arrays in arrays": (head(0, 1) + text("a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + PAD, "unknown type 9"),
+    "arrays in arrays": (
+        head(0, 1) + text("a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + PAD, "unknown type 9"
+    ),
     "a fact of type 99": (head(0, 1) + text("a") + struct.pack("<I", 99) + PAD, "of the unknown type 99"),
     "a thousand dimensions": (head(1, 0) + text("w") + struct.pack("<I", 1_000) + PAD, "has 1,000 dimensions"),
     "a tensor beyond the file": (head(1, 0) + tensor((1_000, 1_000)) + PAD, "needs 4,000,000 bytes; its storage has"),
@@ -115,9 +119,11 @@ HOSTILE = {
     "rows of no blocks": (head(1, 0) + tensor((33,), kind=8) + PAD, "no rows of blocks of 32"),
     "quantised beyond the file": (head(1, 0) + tensor((32, 1_000_000), kind=8) + PAD, "needs 34,000,000 bytes"),
     "one name twice": (head(2, 0) + tensor((1,)) + tensor((1,)) + PAD, "'w' occurs twice"),
-    "alignment of zero": (head(1, 1) + text("general.alignment") + struct.pack("<II", 4, 0) + tensor((1,)) + PAD, "alignment is 0"),
+    "alignment of zero": (
+        head(1, 1) + text("general.alignment") + struct.pack("<II", 4, 0) + tensor((1,)) + PAD, "alignment is 0"
+    ),
     "a token beyond the file": (
-        head(0, 1) + text("t") + struct.pack("<IIQ", 9, 8, 1_500) + struct.pack("<Q", 2**50) + b"\0" * 12_000, "truncated"
+        head(0, 1) + text("t") + struct.pack("<IIQQ", 9, 8, 1_500, 2**50) + b"\0" * 12_000, "truncated"
     ),
 }  # fmt: skip
 

@@ -8,9 +8,9 @@ import torch
 
 from ckpt_tools.checkpoint import open_checkpoint
 from ckpt_tools.checkpoint.facts import config_of, facts_of
+from ckpt_tools.checkpoint.leaves import Unreadable
 from ckpt_tools.checkpoint.nesting import choose, loop_reason
 from ckpt_tools.checkpoint.views import unwrapped
-from ckpt_tools.checkpoint.leaves import Unreadable
 from ckpt_tools.errors import FormatError, SourceError
 
 T = Unreadable("a stand-in for a tensor")
@@ -68,7 +68,7 @@ def test_a_part_is_opened_by_name():
     assert list(choose(tree, "x", "ema").leaves) == list(choose(tree, "x", "ema_model").leaves) == ["a"]
     assert list(choose(tree, "x", "discriminator").leaves) == ["b"]
     assert [skip.name for skip in choose(tree, "x", "discriminator").skipped] == ["model", "ema_model"]
-    with pytest.raises(SourceError, match="x has no part 'discriminatr'. Did you mean 'discriminator'"):
+    with pytest.raises(SourceError, match=r"x has no part 'discriminatr'. Did you mean 'discriminator'"):
         choose(tree, "x", "discriminatr")
 
 
@@ -87,7 +87,7 @@ def test_the_parts_of_a_file(tmp_path):
         assert main.read("w").sum() == 4 and ema.read("w").sum() == 0
         assert [s.reason for s in main.skipped] == ["averaged weights; part 'ema' opens it"]
         assert (main.metadata["part"], ema.metadata["part"]) == ("model", "ema")
-    with pytest.raises(SourceError, match="no part 'emma'. Did you mean 'ema'"):
+    with pytest.raises(SourceError, match=r"no part 'emma'. Did you mean 'ema'"):
         open_checkpoint(tmp_path / "x.pt", part="emma")
 
 
@@ -129,7 +129,15 @@ def test_wrappers_are_taken_off(names, bare):
 
 @pytest.mark.parametrize(
     "names",
-    [["a", "b"], ["module.a", "head"], ["my_orig_mod.a"], ["model.a", "model.b"], ["_orig_mod.a", "a"], ["module.", "x"], []],
+    [
+        ["a", "b"],
+        ["module.a", "head"],
+        ["my_orig_mod.a"],
+        ["model.a", "model.b"],
+        ["_orig_mod.a", "a"],
+        ["module.", "x"],
+        [],
+    ],
 )
 def test_names_stay_where_nothing_wraps_them(names):
     assert unwrapped(names) == {}
@@ -162,15 +170,40 @@ def test_the_step_inside_and_the_one_in_the_name(tmp_path):
         assert checkpoint.step == 10
         assert checkpoint.metadata["step"] == 1970 and checkpoint.metadata["epoch"] == 9
         assert checkpoint.notes == ["taken as step 10, but the file says global_step 1970, epoch 9"]
-    for name, step in (("best.pt", 1970), ("step_1970.pt", 1970), ("epoch=9.ckpt", 9)):
+    for name, step in (("best.pt", 1970), ("step_1970.pt", 1970), ("epoch=9.ckpt", 9), ("checkpoint_epoch_9.pt", 9)):
         torch.save(value, tmp_path / name)
         with open_checkpoint(tmp_path / name) as checkpoint:
             assert (checkpoint.step, checkpoint.notes) == (step, [])
 
 
+def test_epochs_are_not_compared_with_steps(tmp_path, save):
+    torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, tmp_path / "checkpoint-500.pt")
+    torch.save({"model": {"w": torch.ones(2)}, "step": 3, "epoch": 500}, tmp_path / "step_500.pt")
+    save(tmp_path / "step-500", {"w": np.ones(2)}, {"step": "499"})
+    save(tmp_path / "last", {"w": np.ones(2)}, {"step": "499"})
+    notes = {}
+    for name in ("checkpoint-500.pt", "step_500.pt", "step-500", "last"):
+        with open_checkpoint(tmp_path / name) as checkpoint:
+            notes[name] = checkpoint.step, checkpoint.notes
+    assert notes == {
+        "checkpoint-500.pt": (500, []),
+        "step_500.pt": (500, ["taken as step 500, but the file says step 3, epoch 500"]),
+        "step-500": (500, ["taken as step 500, but the file says step 499"]),
+        "last": (499, []),
+    }
+
+
+def test_a_matrix_called_score_is_no_figure(tmp_path):
+    torch.save({"score": torch.ones(2, 3), "body": {"w": torch.ones(2)}, "loss": torch.ones(1)}, tmp_path / "x")
+    with open_checkpoint(tmp_path / "x") as checkpoint:
+        assert set(checkpoint.tensors) == {"score", "body.w"}
+
+
 def test_facts_are_small_and_plain():
-    facts = facts_of([{"iter_num": 7, "x" * 300: 1, "long": "y" * 5_000, "inf": float("inf"), "big": 2**70, "ok": True}])
-    assert facts == {"iter_num": 7, "ok": True, "step": 7}
+    facts = facts_of(
+        [{"iter_num": 7, "x" * 300: 1, "long": "y" * 5_000, "inf": float("inf"), "big": 2**70, "ok": True}]
+    )
+    assert facts == {"iter_num": 7, "ok": True, "step": 7, "step_key": "iter_num"}
     assert facts_of([{"step": -1}, {"step": "5"}]) == {"step": -1}
 
 

@@ -15,7 +15,9 @@ from ckpt_tools.checkpoint import open_checkpoint
 from ckpt_tools.errors import FormatError
 
 DTYPES = ["f8", "f4", "f2", "c8", "c16", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
-arrays = hnp.arrays(st.sampled_from([np.dtype(d) for d in DTYPES]), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0))
+arrays = hnp.arrays(
+    st.sampled_from([np.dtype(d) for d in DTYPES]), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0)
+)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -40,7 +42,9 @@ def test_rows_of_a_compressed_array_forward_and_back(tmp_path):
     with open_checkpoint(tmp_path / "x.npz", hashing=True) as checkpoint:
         assert checkpoint.tensors["a"].encoding == "deflated" and checkpoint.tensors["a"].nbytes < array.nbytes
         for start in (0, 1_000, 2_000, 500):
-            np.testing.assert_array_equal(checkpoint.read("a", slice(start, start + 1_000)), array[start : start + 1_000])
+            np.testing.assert_array_equal(
+                checkpoint.read("a", slice(start, start + 1_000)), array[start : start + 1_000]
+            )
         np.testing.assert_array_equal(checkpoint.read("a"), array)
 
 
@@ -113,13 +117,15 @@ def test_a_compressed_array_shorter_than_it_says(tmp_path):
     real = struct.unpack_from("<I", content, at + 20)[0]
     cut = content[: at + 20] + struct.pack("<I", real // 2) + content[at + 24 :]
     (tmp_path / "x").write_bytes(cut)
-    with open_checkpoint(tmp_path / "x") as checkpoint, pytest.raises(FormatError, match="truncated|damaged"):
+    with open_checkpoint(tmp_path / "x") as checkpoint, pytest.raises(FormatError, match=r"truncated|damaged"):
         checkpoint.read("a")
 
 
 def test_a_bomb_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr("ckpt_tools.checkpoint.npz._BOMB_SIZE", 2**20)
-    np.savez_compressed(tmp_path / "x", bomb=np.zeros(2**20, np.float32), w=np.random.default_rng(0).normal(size=500_000))
+    np.savez_compressed(
+        tmp_path / "x", bomb=np.zeros(2**20, np.float32), w=np.random.default_rng(0).normal(size=500_000)
+    )
     with open_checkpoint(tmp_path / "x.npz") as checkpoint:
         assert set(checkpoint.tensors) == {"w"}
         assert [skip.name for skip in checkpoint.skipped] == ["bomb"] and "a zip bomb" in checkpoint.skipped[0].reason

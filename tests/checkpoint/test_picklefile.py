@@ -76,3 +76,27 @@ def test_an_array_that_claims_more_than_its_bytes(tmp_path):
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(FormatError, match="array 'w' needs 262,136 bytes; its storage has 2,400"):
         open_checkpoint(tmp_path / "x")
+
+
+def called(name: str, *args: object) -> bytes:
+    """The pickle of a call of a function, none of which need exist."""
+    module, _, function = name.rpartition(".")
+    return f"c{module}\n{function}\n".encode() + pickle.dumps(args, 2)[2:-1] + b"R"
+
+
+def test_arrays_of_jax(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    jax = called("jax._src.array._reconstruct_array", *array.__reduce__(), {"weak_type": False})
+    (tmp_path / "x").write_bytes(b"\x80\x02}(X\1\0\0\0w" + jax + b"X\4\0\0\0stepK\x02u.")
+    with open_checkpoint(tmp_path / "x") as checkpoint:
+        np.testing.assert_array_equal(checkpoint.read("w"), array)
+        assert checkpoint.step == 2
+
+
+def test_networks_pickled_with_their_source(tmp_path):
+    state = {"_parameters": {"w": np.ones((2, 2))}, "_buffers": {}, "_modules": {}}
+    source = {"class_name": "Generator", "module_src": "import os", "state": state}
+    network = called("torch_utils.persistence._reconstruct_persistent_obj", source)
+    (tmp_path / "x").write_bytes(b"\x80\x02}(X\1\0\0\0G" + network + b"X\1\0\0\0DNu.")
+    with open_checkpoint(tmp_path / "x") as checkpoint:
+        assert list(checkpoint.tensors) == ["w"]

@@ -193,7 +193,8 @@ def test_instructions_are_counted(read, monkeypatch):
 def test_keys_cannot_be_made_to_collide(read):
     """Tuples of -1 and -2 hash alike; a dict of them would take hours."""
     keys = b"".join(
-        b"(" + b"".join(struct.pack("<bi", ord("J"), -1 - (i >> bit & 1)) for bit in range(12)) + b"tN" for i in range(4096)
+        b"(" + b"".join(struct.pack("<bi", ord("J"), -1 - (i >> bit & 1)) for bit in range(12)) + b"tN"
+        for i in range(4096)
     )
     begun = time.process_time()
     assert len(read(b"}(" + keys + b"u.").value) == 4096

@@ -103,7 +103,7 @@ PACKED = {
     "quanto": ({"a.weight._data": I8(4, 2), "a.weight._scale": torch.ones(4, 1)}, "a.weight", "quanto"),
     "EETQ": ({"a.weight": I8(4, 2), "a.weight_scales": torch.ones(2)}, "a.weight", "EETQ"),
     "MXFP4": ({"e.gate_blocks": U8(2, 4, 1, 16), "e.gate_scales": U8(2, 4, 1)}, "e.gate", "MXFP4"),
-    "a scale that does not fit": ({"a.weight": I8(4, 6), "a.weight_scale": torch.ones(3, 5)}, "a.weight", "does not fit"),
+    "no fit": ({"a.weight": I8(4, 6), "a.weight_scale": torch.ones(3, 5)}, "a.weight", "does not fit"),
 }  # fmt: skip
 
 
@@ -120,7 +120,14 @@ def test_packed_weights_are_left_out(tmp_path, case):
 
 @pytest.mark.parametrize(
     "names",
-    [["attn.scale", "attn.weight"], ["logit_scale"], ["layer_scale.gamma"], ["gate.scales"], ["body_blocks"], ["x.zero"]],
+    [
+        ["attn.scale", "attn.weight"],
+        ["logit_scale"],
+        ["layer_scale.gamma"],
+        ["gate.scales"],
+        ["body_blocks"],
+        ["x.zero"],
+    ],
 )
 def test_ordinary_names_are_left_alone(tmp_path, names):
     with opened(tmp_path, {name: torch.ones(2, 2) for name in names}) as checkpoint:

@@ -111,7 +111,7 @@ def test_a_size_that_is_none(tmp_path):
     content = bytearray(path.read_bytes())
     content[124:135] = b"zzzzzzzzzzz"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match="damaged tar archive: .* is no size"):
+    with pytest.raises(FormatError, match=r"damaged tar archive: .* is no size"):
         open_checkpoint(path)
 
 

@@ -40,7 +40,9 @@ def saved(path: Path, value, **how):
 def test_every_dtype(tmp_path, dtype, legacy):
     if legacy and dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2):
         pytest.skip("the legacy format has no storage of this type")
-    tensor = (torch.arange(12).reshape(3, 4) % 2 if dtype is torch.bool else torch.arange(-4, 8).reshape(3, 4)).to(dtype)
+    tensor = (torch.arange(12).reshape(3, 4) % 2 if dtype is torch.bool else torch.arange(-4, 8).reshape(3, 4)).to(
+        dtype
+    )
     with saved(tmp_path / "x", {"a": tensor}, _use_new_zipfile_serialization=not legacy) as checkpoint:
         info = checkpoint.tensors["a"]
         assert (info.dtype, info.shape, info.nbytes) == (str(dtype)[6:], (3, 4), 12 * dtype.itemsize)
@@ -55,7 +57,9 @@ def test_bits_survive(tmp_path):
         assert checkpoint.read("b").tobytes() == odd.to(torch.bfloat16).float().numpy().tobytes()
 
 
-views = st.sampled_from(["t", "rows", "columns", "step", "diagonal", "row", "permuted", "whole", "scalar", "empty", "flip"])
+views = st.sampled_from(
+    ["t", "rows", "columns", "step", "diagonal", "row", "permuted", "whole", "scalar", "empty", "flip"]
+)
 
 
 def view_of(base: torch.Tensor, kind: str) -> torch.Tensor:
@@ -261,7 +265,7 @@ def test_stable_baselines(tmp_path):
         for name, tensor in state.items():
             np.testing.assert_array_equal(checkpoint.read(name), tensor.numpy())
         assert [skip.name for skip in checkpoint.skipped] == ["policy.optimizer.pth"]
-    with pytest.raises(SourceError, match="has no part 'policcy'. Did you mean 'policy'"):
+    with pytest.raises(SourceError, match=r"has no part 'policcy'. Did you mean 'policy'"):
         open_checkpoint(tmp_path / "ppo.zip", part="policcy")
 
 

@@ -88,8 +88,8 @@ def test_nothing_to_open_is_explained(tmp_path):
         open_trajectory(tmp_path)
     with pytest.raises(SourceError, match="does not exist: there is no 'missing'"):
         open_trajectory(tmp_path / "missing")
-    (tmp_path / "x").write_bytes(b"GGUF")
-    with pytest.raises(FormatError, match="a GGUF file"):
+    (tmp_path / "x").write_bytes(b"BZh91AY")
+    with pytest.raises(FormatError, match="bzip2-compressed"):
         open_trajectory(tmp_path / "x")
     (tmp_path / "run.json").write_text('{"status": "running"}')
     with pytest.raises(SourceError, match="a run without checkpoints yet"):
