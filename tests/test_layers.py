@@ -20,6 +20,7 @@ LAYERS = [
     ["registry", "model"],
     ["layouts", "weights", "host"],
     ["view"],
+    ["verify"],
     ["engine"],
     ["testing", "report"],
     ["cli"],

@@ -21,6 +21,7 @@ COMMANDS = {
     "show": "Print a results file as tables with a sparkline per series.",
     "train": "Train a small model and save a dense trajectory of checkpoints.",
     "unpack": "Write checkpoints of a run as step folders that any safetensors reader opens.",
+    "verify": "Check that a trajectory is one run: no copies, mix-ups, gaps, damage or NaN.",
 }
 
 
