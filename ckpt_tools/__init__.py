@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .roles import WeightInfo as WeightInfo
     from .roles import module as module
     from .roles import modules as modules
+    from .run import Recorder as Recorder
     from .run import RunInfo as RunInfo
     from .run import RunWriter as RunWriter
     from .run import Schedule as Schedule
@@ -70,7 +71,7 @@ _PUBLIC = {
     "options": ("Option", "Options", "option"),
     "results": ("Series", "open_results", "read_results"),
     "roles": ("RoleTable", "Rule", "WeightInfo", "module", "modules"),
-    "run": ("RunInfo", "RunWriter", "Schedule", "is_run", "read_run"),
+    "run": ("Recorder", "RunInfo", "RunWriter", "Schedule", "is_run", "read_run"),
     "spectra": ("Spectrum", "product_singular_values", "singular_values"),
     "text": ("load_encoder",),
     "view": ("BatchView", "View"),

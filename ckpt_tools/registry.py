@@ -148,7 +148,7 @@ class Registry:
     def recognise(self, config: Mapping[str, Any], names: Iterable[str]) -> type[Family] | None:
         """Return the family of a checkpoint: by name (our runs), by `model_type`, else by tensor names; or None."""
         declared = config.get("ckpt_family")
-        if isinstance(declared, str):
+        if isinstance(declared, str) and declared:  # "" in the runs of a Recorder: nobody said
             return self.family(declared)
         known, model_type = set(names), config.get("model_type")
         return self._first(lambda f: model_type in f.model_types) or self._first(

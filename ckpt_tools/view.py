@@ -89,7 +89,7 @@ class View:
         return Lazy(self._weights.names, self._weights.read, "matrix")
 
     def vectors(self) -> Mapping[str, Array]:
-        """Biases, norm gains and other 1-D weights by name, read on access; of a selection of matrices, their biases."""
+        """Biases, norm gains and other 1-D weights by name, read on access; the biases of a selection of matrices."""
         return Lazy(self._weights.vector_names, self._weights.read, "vector")
 
     def bias(self, name: str) -> Array | None:

@@ -64,7 +64,6 @@ class Condensation(Analyzer):
 
     name = "condensation"
     needs = "weights"
-    invariant_to = frozenset({"sign"})
     outputs: ClassVar[Mapping[str, Out]] = {
         "neurons": Out(_SIDE, long_name="number of neurons", dtype="i8"),
         "tiny": Out(_SIDE, long_name="neurons left out because their norm is tiny", dtype="i8"),
@@ -165,7 +164,7 @@ class Condensation(Analyzer):
         """Measure one large side, or one for which all distances are needed."""
         vectors, keep = part.vectors[0], part.keep[0]
         chosen = np.flatnonzero(keep)
-        u = unit_rows(vectors[chosen], part.lengths[0][chosen])
+        u = unit_rows(vectors if keep.all() else vectors[chosen], part.lengths[0][chosen])
         decide = exactly(vectors, chosen, self.threshold, self.signed)
         pairs, roots = scan(u, self.threshold, decide, signed=self.signed)
         if self.method != "components":

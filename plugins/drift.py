@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
-BLOCK = 1 << 16
+BLOCK = 1 << 13
 """Entries of each tensor that are held in float64 at once."""
 
 NOW, FIRST, BEFORE, MOVED, UPDATE, UPDATE_BEFORE, WAY = range(7)
@@ -44,13 +44,17 @@ def motion_gram(now: Array, first: Array, before: Array, earlier: Array) -> Floa
     >>> float(gram[MOVED, MOVED]), float(gram[UPDATE, WAY])
     (4.0, 1.0)
     """
-    gram = np.zeros((7, 7))
-    flat = [np.ravel(x) for x in (now, first, before, earlier)]
+    gram, flat = np.zeros((7, 7)), [np.ravel(x) for x in (now, first, before, earlier)]
+    buffer = np.empty((8, min(BLOCK, flat[0].size)))
     with np.errstate(all="ignore"):
         for start in range(0, flat[0].size, BLOCK):
-            t, o, p, q = (x[start : start + BLOCK].astype(np.float64) for x in flat)
-            rows = np.stack([t, o, p, t - o, t - p, p - q, p - o])
-            gram += rows @ rows.T
+            rows = buffer[:, : flat[0].size - start]
+            t, o, p, *differences, q = rows
+            for row, x in zip((t, o, p, q), flat, strict=True):
+                row[:] = x[start : start + BLOCK]
+            for row, a, b in zip(differences, (t, t, p, p), (o, p, q, o), strict=True):
+                np.subtract(a, b, out=row)
+            gram += rows[:7] @ rows[:7].T
     return gram
 
 
@@ -94,6 +98,7 @@ class Drift(Analyzer):
     name = "drift"
     needs = "weights"
     reference = ("first", "previous", "before_previous")
+    invariant_to = frozenset({"sign"})
     outputs: ClassVar[Mapping[str, Out]] = {
         **{key: Out(("matrix",), long_name=out.long_name) for key, out in _MEASURES.items()},
         **_AMPLITUDES,
@@ -107,26 +112,20 @@ class Drift(Analyzer):
     def analyze(self, view: View) -> Mapping[str, Any]:
         """Return every measure; those of updates are NaN at the first checkpoint, of turning also at the second."""
         names = view.matrix_names()
-        times = self._times(view)
+        time = view.step - view.references["previous"].step  # 0 at the start: there is no previous one
         grams = [self._gram(view, name, "matrices") for name in names]
         others = [self._gram(view, name, "vectors") for name in view.vectors()] if self.vectors else []
         known = [gram for gram in [*grams, *others] if gram is not None]
         unknown = np.full((7, 7), np.nan)
-        each = _measures(np.array([unknown if gram is None else gram for gram in grams]).reshape(-1, 7, 7), *times)
-        total = _measures(np.sum(known, axis=0) if known else unknown, *times)
+        each = _measures(np.array([unknown if gram is None else gram for gram in grams]).reshape(-1, 7, 7), time)
+        total = _measures(np.sum(known, axis=0) if known else unknown, time)
         return {
             "matrix": names,
             **each,
-            **self._amplitudes(view, names, times[0]),
+            **self._amplitudes(view, names, time),
             "active": np.where(np.isnan(each["distance"]), -1, each["distance"] > self.active_from),
             **{f"total_{key}": value for key, value in total.items()},
         }
-
-    def _times(self, view: View) -> tuple[int, int]:
-        """Return the steps of training since the previous checkpoint, and from the one before to it; 0 for none."""
-        previous = view.references["previous"].step
-        earlier = view.references["before_previous"].step if self.turning else previous
-        return view.step - previous, previous - earlier
 
     def _gram(self, view: View, name: str, kind: str) -> Floats | None:
         """Return the inner products of one weight; None when a reference lacks it or has it in another shape."""
@@ -181,11 +180,10 @@ def amplitudes_like(view: View, name: str, reader: str | None, count: int) -> Fl
     return amplitudes(view, name, reader)
 
 
-def _measures(gram: Floats, time: int, time_before: int) -> dict[str, Floats]:
+def _measures(gram: Floats, time: int) -> dict[str, Floats]:
     """Return the measures `[...]` of Gram matrices `[..., 7, 7]`."""
     size = np.sqrt(np.einsum("...ii->...i", gram))
-    moved = bool(time)
-    update = np.where(moved, size[..., UPDATE], np.nan)
+    update = np.where(time, size[..., UPDATE], np.nan)
     return {
         "norm": size[..., NOW],
         "distance": _relative(size[..., MOVED], size[..., FIRST]),
@@ -194,14 +192,9 @@ def _measures(gram: Floats, time: int, time_before: int) -> dict[str, Floats]:
         "update_norm": update,
         "relative_update": _relative(update, size[..., BEFORE]),
         "speed": update / max(time, 1),
-        "update_cos": _cos(gram, size, UPDATE_BEFORE, moved and bool(time_before)),
-        "way_cos": _cos(gram, size, WAY, moved),
+        "update_cos": _ratio(gram[..., UPDATE, UPDATE_BEFORE], update * size[..., UPDATE_BEFORE]),
+        "way_cos": _ratio(gram[..., UPDATE, WAY], update * size[..., WAY]),
     }
-
-
-def _cos(gram: Floats, size: Floats, to: int, known: bool) -> Floats:
-    cosine = _ratio(gram[..., UPDATE, to], size[..., UPDATE] * size[..., to])
-    return np.where(known, cosine, np.nan)
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:

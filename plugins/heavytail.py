@@ -163,7 +163,7 @@ class HeavyTail(Analyzer):
         floor = self.floor * top**2 if self.relative else self.floor
         kept = values[values > floor]
         law = fit_power_law(kept)
-        alpha, known = law.alpha, top > 0
+        alpha, known, zero = law.alpha, top > 0, -math.inf if top == 0 else math.nan
         return {
             "alpha": alpha,
             "sigma": law.sigma,
@@ -175,9 +175,9 @@ class HeavyTail(Analyzer):
             "num_excluded": len(values) - len(kept),
             "alpha_weighted": alpha * 2 * math.log10(top) if known else math.nan,
             "log_alpha_norm": _log_sum(singular_values, 2 * alpha) if known else math.nan,
-            "log_norm": _log_sum(singular_values, 2.0) if known else -math.inf,
-            "log_spectral_norm": 2 * math.log10(top) if known else -math.inf,
-            "stable_rank": float(((singular_values / top) ** 2).sum()) if known else 0.0,
+            "log_norm": _log_sum(singular_values, 2.0) if known else zero,
+            "log_spectral_norm": 2 * math.log10(top) if known else zero,
+            "stable_rank": float(((singular_values / top) ** 2).sum()) if known else 10**zero,
         }
 
     def summarize(self, series: Series) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ LAYERS = [
     ["checkpoint"],
     ["roles", "results", "text"],
     ["spectra", "analyzer", "family", "run"],
-    ["hf", "data"],
+    ["hf", "data", "callbacks"],
     ["registry", "model"],
     ["layouts", "weights", "host"],
     ["view"],

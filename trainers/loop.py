@@ -88,7 +88,7 @@ def _open(training: Training, out: Path, info: RunInfo | None) -> RunWriter:
     if info is not None:
         if (out / RESUME_FILE).exists():
             training.restore(out / RESUME_FILE)
-        return RunWriter.resume(out, step=training.step)
+        return RunWriter.resume(out, step=training.step, mode=training.plan.loop.mode)
     chosen = training.plan
     return RunWriter(
         out,
@@ -102,6 +102,7 @@ def _open(training: Training, out: Path, info: RunInfo | None) -> RunWriter:
         schedule=chosen.loop.schedule,
         tied=tied(training.module),
         probe=training.probe,
+        mode=chosen.loop.mode,
     )
 
 

@@ -39,6 +39,11 @@ class Loop(Options):
     dtype: str = option("float32", help="Precision of weights and data.", choices=("float32", "float64"))
     seed: int = option(0, help="Decides initial weights, data and order of examples.", min=0)
     save: str = option("every:20", help="Steps to save: every:N, log:N, at:A,B, joined by commas.")
+    mode: str = option(
+        "auto",
+        help="Save into folders or a log; auto: as timing the first saves tells.",
+        choices=("auto", "folders", "log"),
+    )
     threads: int = option(1, help="Threads of torch; more are slower for small models.", min=1)
 
     def __init__(self, **values: Any) -> None:

@@ -1,7 +1,8 @@
 """Everything that makes up one run in memory: model, optimizer, examples and random state.
 
-Four independent random streams follow from the seed: initial weights, data, probe batch, and order of examples. Only
-the last advances during training, so weights, optimizer, that stream and the step are all that a run needs to go on.
+Independent random streams follow from the seed: initial weights, data, probe batch, order of examples, and evaluation.
+Only the order advances during training, so weights, optimizer, that stream and the step are all that a run needs to go
+on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .tasks import Batch, take
 if TYPE_CHECKING:
     from .loop import TrainedFamily
 
-STREAMS = ("weights", "data", "probe", "order")
+STREAMS = ("weights", "data", "probe", "order", "evaluation")
 
 
 class Training:
@@ -42,6 +43,8 @@ class Training:
             raise OptionError(f"Task {task} draws fresh examples at every step: say how many with --set batch=N.")
         self.probe = self.cast(chosen.task.probe(self.examples, streams["probe"]))
         self.examples = None if self.examples is None else self.cast(self.examples)
+        evaluation = chosen.task.evaluation(streams["evaluation"])
+        self.evaluation = None if evaluation is None else self.cast(evaluation)
         self.order = streams["order"]
         self.step = 0
 
@@ -59,7 +62,8 @@ class Training:
         return take(self.examples, torch.randint(len(self.examples["tokens"]), (size,), generator=self.order))
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """Return the task's metrics of the current weights."""
+        """Return the task's metrics of the current weights, on its evaluation examples if it has any."""
+        batch = batch if self.evaluation is None else self.evaluation
         with torch.no_grad():
             return self.plan.task.metrics(self.family.scored(self.module, batch), batch)
 
@@ -78,8 +82,12 @@ class Training:
         """Write the side file from which `restore` continues bit for bit, whole or not at all."""
         draft = path.with_name(f".{path.name}")
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "order": self.order.get_state(), "step": self.step}, draft)
-        os.replace(draft, path)
+        try:
+            torch.save({**state, "order": self.order.get_state(), "step": self.step}, draft)
+            os.replace(draft, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            draft.unlink(missing_ok=True)
+            raise RunError(f"Cannot write {path}: {str(error).splitlines()[0]}. Make room, then resume.") from error
 
     def restore(self, path: Path) -> None:
         """Continue from a side file; raises RunError when it is damaged or of another model."""

@@ -7,18 +7,21 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ..errors import FormatError, SourceError, nearest
 from .facts import COUNTERS
+from .location import Location
 from .source import Array, Skip, TensorInfo, TensorSource, key_of
 
 
 @dataclass
 class Opened:
-    """What opening a path found: its sources, which of them serves each tensor (None: whichever has it), and notes."""
+    """What opening a path found: its sources, which of them serves each tensor (None: whichever has it), and notes.
+
+    `origin` is what a remote store says of them: commit, hashes.
+    """
 
     sources: Sequence[TensorSource]
     format: str
@@ -26,6 +29,7 @@ class Opened:
     skipped: list[Skip] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Checkpoint:
@@ -39,7 +43,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         opened: Opened,
         *,
         step: int | None = None,
@@ -54,7 +58,8 @@ class Checkpoint:
         self._owner = _owner(opened)
         self.tensors = opened.sources[0].tensors if self._owner is None else _Merged(self._owner)
         self.aliases = _aliases(opened, self.tensors)
-        self.metadata: Mapping[str, Any] = {k: v for s in reversed(opened.sources) for k, v in s.metadata.items()}
+        said = {key: value for source in reversed(opened.sources) for key, value in source.metadata.items()}
+        self.metadata: Mapping[str, Any] = {**said, **opened.origin}
         self.skipped: list[Skip] = [*(s for source in opened.sources for s in source.skipped), *opened.skipped]
         inside = self.metadata.get("step")
         known = [n for n in (step, name_step, inside) if type(n) is int]
@@ -67,6 +72,11 @@ class Checkpoint:
     def bytes_read(self) -> int:
         """Bytes of tensor data read so far."""
         return sum(source.bytes_read for source in self._sources)
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes that crossed a network for the files of weights so far; 0 for local ones."""
+        return sum(source.bytes_transferred for source in self._sources)
 
     @cached_property
     def layout_key(self) -> str:
@@ -103,6 +113,15 @@ class Checkpoint:
         infos = [self.tensors[self._find(name)[1]] for name in (self.tensors if names is None else names)]
         rows = sorted({(i.name, i.dtype, i.shape, self.digest(i.name)) for i in infos})
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Announce the tensors that will be read: a remote checkpoint then fetches neighbours in one request."""
+        wanted: dict[int, tuple[TensorSource, list[str]]] = {}
+        for name in names:
+            source, stored = self._find(name)
+            wanted.setdefault(id(source), (source, []))[1].append(stored)
+        for source, stored_names in wanted.values():
+            source.expect(stored_names)
 
     def close(self) -> None:
         """Release file handles; reading again reopens them."""

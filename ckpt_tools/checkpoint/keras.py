@@ -18,7 +18,7 @@ from ..errors import CkptError, FormatError
 from .dtypes import DTYPES
 from .jsondata import parse_object
 from .leaves import Leaf, Unreadable
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .magic import UnknownFormat
 from .numpytypes import NumpyType
 from .raw import Extent
@@ -40,7 +40,7 @@ def is_hdf5(head: bytes) -> bool:
     return head.startswith(_MAGIC)
 
 
-def open_hdf5(file: LocalFile, head: bytes = b"", part: str = "") -> TensorSource:
+def open_hdf5(file: ByteFile, head: bytes = b"", part: str = "") -> TensorSource:
     """Return the arrays of an HDF5 file. Raises FormatError for one that is damaged or refers to other files."""
     return _read(Region.whole(file), "HDF5", part)
 

@@ -95,7 +95,7 @@ def _descend(walker: Walker, node: Any, chosen: Chosen, part: str) -> Any:
         way = asked or _way(bearing, loop, not chosen.path, len(inner))
         if way is None:
             _note(chosen, {key: bearing[key] for key in loop}, loop)
-            return {key: child for key, child in bearing.items() if key not in loop}
+            return {key: child for key, child in bearing.items() if key not in loop} if loop else node
         _note(chosen, {key: child for key, child in bearing.items() if key != way}, loop)
         node, chosen.path = bearing[way], (*chosen.path, way)
     return node

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import OptionError
+from ..errors import OptionError, SourceError
 
 if TYPE_CHECKING:
     from ..options import Option
@@ -117,8 +117,18 @@ class Watch:
             "step": self.step,
             "loss": self.loss,
             "seconds": round(self.clock() - self.started, 3),
-            "checkpoints": sum(1 for _ in out.glob("step-*")),
+            "checkpoints": _count(out),
         }
+
+
+def _count(out: Path) -> int:
+    """Return the number of checkpoints in a run, in folders and in logs."""
+    from ..checkpoint import open_trajectory
+
+    try:
+        return len(open_trajectory(out))
+    except SourceError:
+        return 0
 
 
 def _report(outcome: Mapping[str, Any], again: str, quiet: bool, as_json: bool) -> None:

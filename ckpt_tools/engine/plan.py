@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..analyzer import Analyzer
 from ..checkpoint import Trajectory, open_trajectory
+from ..checkpoint.location import Location
 from ..errors import OptionError, PluginError, nearest
 from ..layouts import Layouts
 from ..registry import Registry, load_registry
@@ -33,12 +34,16 @@ class Job:
     plugin_files: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
+    cache_size: int | None = None
 
-    def plan(self, registry: Registry | None = None) -> Plan:
-        """Return the plan; every mistake in names and options is raised here, before any long work."""
+    def plan(self, registry: Registry | None = None, trajectory: Trajectory | None = None) -> Plan:
+        """Return the plan; every mistake in names and options is raised here, before any long work.
+
+        A worker is given the `trajectory` that was opened before it: a run may have grown since, a branch moved.
+        """
         registry = registry or load_registry(self.plugin_files)
         configured = configure(self.analyzers, registry, self.options)
-        trajectory = open_trajectory(self.source)
+        trajectory = trajectory or open_trajectory(self.source, cache_size=self.cache_size)
         steps = trajectory.select(self.steps) if self.steps else trajectory.steps
         layouts = Layouts(registry, trajectory.run, self.matrices)
         return Plan(self, trajectory, list(steps), configured, registry, layouts)
@@ -61,13 +66,13 @@ class Plan:
         run = self.trajectory.run or {}
         return str(run.get("seed", 0))
 
-    def path_of(self, step: int) -> Path:
+    def path_of(self, step: int) -> Location:
         """Return where the checkpoint of a step lies."""
         return self._paths[step]
 
     @cached_property
-    def _paths(self) -> dict[int, Path]:
-        return dict(self.trajectory.entries)
+    def _paths(self) -> dict[int, Location]:
+        return {entry.step: entry.path for entry in self.trajectory.entries}
 
     @property
     def runs_models(self) -> bool:
@@ -81,8 +86,10 @@ class Plan:
 
         if self.job.data:
             beside = (self.trajectory.path, *(entry.path for entry in self.trajectory.entries[:1]))
-            return DataSource(beside=beside, **self.job.data)
-        return ProbeSource(self.trajectory.path) if self.trajectory.run is not None else None
+            folders = tuple(path for path in beside if isinstance(path, Path))
+            return DataSource(beside=folders, targets=self.trajectory.run is not None, **self.job.data)
+        run = self.trajectory.path if self.trajectory.run is not None else None
+        return ProbeSource(run) if isinstance(run, Path) else None
 
     def data_identity(self, analyzer: Analyzer) -> str:
         """Return what changes whenever the batch an analyzer runs on would; "" for analyzers of weights."""

@@ -162,6 +162,17 @@ class Runner:
             weights, analyzer, step=step, config=resolved.config, seed=self.plan.seed, references=references, host=host
         )
 
+    def refuse(self) -> None:
+        """Raise SourceError when an analyzer needs a model that cannot be run; opens the first checkpoint only."""
+        for analyzer in (a for a in self.plan.analyzers if a.needs != "weights"):
+            try:
+                _, resolved = self.weights_of(self.plan.steps[0])
+            except SourceError:
+                return
+            reason = self._host(resolved).refusal(analyzer.needs)
+            if reason:
+                raise SourceError(f"Analyzer {analyzer.name!r} cannot run on {self.plan.trajectory.path}: {reason}.")
+
     def _host(self, resolved: Resolved) -> ModelHost:
         if id(resolved) not in self._hosts:
             from ..host import ModelHost
@@ -174,7 +185,9 @@ class Runner:
         if step not in self._open:
             checkpoint = self.plan.trajectory.checkpoint(step)
             resolved = self.plan.layouts.of(checkpoint)
-            self._open[step] = (Weights(checkpoint, resolved.layout, resolved.names), resolved)
+            weights = Weights(checkpoint, resolved.layout, resolved.names)
+            checkpoint.expect({weights.info(n).tensor for n in (*weights.names, *weights.vector_names)})
+            self._open[step] = (weights, resolved)
         return self._open[step]
 
     def _kept(self, position: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ from .journal import Journal
 from .keys import Keys
 from .plan import Plan
 from .pool import compute
-from .run import Progress, StepResult
+from .run import Progress, Runner, StepResult
 from .store import Store
 
 REFRESH_SECONDS = 120.0
@@ -62,6 +62,11 @@ class Session:
         return self.tally
 
     def _compute(self, on_progress: Progress) -> None:
+        runner = Runner(self.plan)
+        try:
+            runner.refuse()
+        finally:
+            runner.close()
         wanted = self._missing()
         total, done = len(self.plan.steps), len(self.plan.steps) - len(wanted)
         fresh = time.monotonic()

@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What `run.json` holds.
+    """What `run.json` holds. `family` is "" for a model that nobody named, as a `Recorder` finds it.
 
     `tied` maps alias to stored tensor; `tensors` maps each stored name to `{"dtype": "float32", "shape": [...]}` and
     is empty before the first checkpoint. A run whose `status` is still "running" was killed or is being written.

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 SIDES = ("input", "output")
-_READER = {"mlp.up": "mlp.down", "mlp.gate": "mlp.down"}
+_FIRST_HALF = re.compile(r"(.*\bmlp\b.*)\.(up|gate)")
 
 
 def neuron_vectors(view: View, name: str) -> dict[str, Array]:
@@ -50,22 +50,21 @@ def norms(vectors: Array) -> Floats:
 def outgoing(view: View) -> dict[str, str]:
     """Return which matrix reads the neurons that another one forms, where that is certain.
 
-    Known are the two halves of an MLP by role, and a plain feed-forward network: matrices other than embeddings that
-    fit each other in model order, none of them in an attention or state-space block.
+    Known are the two halves of an MLP (of each expert) by role, and a plain feed-forward network: matrices other than
+    embeddings that fit each other in model order, none of them in an attention or state-space block.
     """
     names = view.matrix_names()
-    pairs = {
-        name: reader
-        for name in names
-        for written, read in _READER.items()
-        if name.endswith(written) and (reader := name.removesuffix(written) + read) in names
-    }
+    halves = ((name, found[1] + ".down") for name in names if (found := _FIRST_HALF.fullmatch(name)))
+    pairs = {name: reader for name, reader in halves if reader in names and _fits(view, name, reader)}
     return pairs or _chain(view, [name for name in names if not name.startswith("embed")])
 
 
+def _fits(view: View, name: str, reader: str) -> bool:
+    return view.info(name).shape[0] == view.info(reader).shape[1]
+
+
 def _chain(view: View, names: list[str]) -> dict[str, str]:
-    shapes = [view.info(name).shape for name in names]
-    fits = all(above[1] == below[0] for below, above in pairwise(shapes))
+    fits = all(_fits(view, name, reader) for name, reader in pairwise(names))
     if not fits or any(re.search(r"attn|attention|ssm|mixer|conv|rnn|lstm", name) for name in names):
         return {}
     return dict(pairwise(names))

@@ -131,8 +131,8 @@ def test_what_is_no_file_and_no_folder_is_explained(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SourceError, match="not a regular file"):
         open_checkpoint(tmp_path / "pipe")
-    with pytest.raises(SourceError, match="not a local path"):
-        open_checkpoint("hf://org/name")
+    with pytest.raises(SourceError, match="no local path, and its scheme is not read; known: hf, http"):
+        open_checkpoint("ftp://host/name")
     with pytest.raises(SourceError, match="embedded null"):
         open_checkpoint("a\0b")
 

@@ -154,7 +154,7 @@ def test_rate_after_nothing_but_warmup() -> None:
 def test_unknown_task() -> None:
     with pytest.raises(OptionError, match=r"No task is named 'markv'\. Did you mean 'markov'"):
         Transformer.settings("markv")
-    with pytest.raises(OptionError, match="Known: markov"):
+    with pytest.raises(OptionError, match=r"Known: .*markov"):
         Transformer.settings("")
 
 

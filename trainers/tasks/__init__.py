@@ -7,7 +7,9 @@ A batch is a dict of tensors. Examples lie along the first axis of
 - `weights` (optional) of the positions scored, of the targets' axes without v, summing to 1 over the batch
 
 and what all examples share lies beside them, such as `key_log_weight` [T]. Floating-point tensors are float64; the loop
-turns them into its own precision.
+turns them into its own precision. Probe and evaluation batches may say more about each example, such as
+
+- `split` int64 [B]: which of the task's `splits` it belongs to; 0 are examples as they are trained on
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ckpt_tools import OptionError, Options, nearest
 
 Batch = Mapping[str, Tensor]
 
-TASKS = {"markov": "Markov"}
+TASKS = {"anchor": "Anchor", "inverse": "Inverse", "markov": "Markov"}
 PER_EXAMPLE = ("tokens", "targets", "weights")
 
 
@@ -33,6 +35,7 @@ class Task(Options):
     vocabulary: ClassVar[int] = 0
     context: ClassVar[int] = 0
     probe_size: ClassVar[int] = 256
+    splits: ClassVar[tuple[str, ...]] = ()
 
     def defaults(self) -> Mapping[str, Any]:
         """Return defaults of model and loop settings that make this task a good example of itself."""
@@ -51,6 +54,10 @@ class Task(Options):
         if examples is None:
             return self.draw(self.probe_size, generator)
         return take(examples, torch.arange(min(self.probe_size, len(examples["tokens"]))))
+
+    def evaluation(self, generator: torch.Generator) -> Batch | None:
+        """Return the examples that metrics are about, or None: those of the step."""
+        return None
 
     def metrics(self, logits: Tensor, batch: Batch) -> dict[str, float]:
         """Return numbers beside the loss, computed where a checkpoint is saved.

@@ -1,0 +1,243 @@
+"""The append log of a run: checkpoints one after another in one file, for steps too short to create files at each.
+
+A log is a row of records, a record a frame of 48 bytes (little-endian) and then the exact bytes of a safetensors file:
+
+    magic   8  CKPTLOG1
+    serial  8  counts the records of a run: of two records of one step the later one counts
+    step    8
+    length  8  bytes that follow the frame
+    sum     8  their 8-byte words added modulo 2^64, zeros completing the last word
+    zero    4
+    crc     4  CRC-32 of the 44 bytes before
+
+Only frames are read to list a log, so a record is found whole when its frame is intact and the file reaches its end.
+The sum is compared by whoever reads a record whole (`record_fault`), not by each lazy read of a tensor. A CRC-32 of the
+data would cost as much as writing it; the sum misses nothing but words that changed places.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError, SourceError
+from .localfile import LocalFile
+from .magic import HEAD
+from .safetensors import SafetensorsSource, open_safetensors
+from .source import Skip
+
+MAGIC = b"CKPTLOG1"
+_FIELDS = struct.Struct("<8s4QI")
+_CRC = struct.Struct("<I")
+FRAME_BYTES = _FIELDS.size + _CRC.size
+_LEAST = 10  # the shortest safetensors file: a length and "{}"
+_NAME = re.compile(r"log-\d{1,18}(?:-\d{1,9})?\.stlog", re.ASCII)
+_MAX_STEP = 10**18
+_CHUNK = 2**20
+_WORD = np.dtype("<u8")
+_LARGE = 4096
+_add = np.add.reduce
+
+
+class Record(NamedTuple):
+    """One checkpoint in a log: its safetensors bytes are `length` bytes at `offset`."""
+
+    serial: int
+    step: int
+    offset: int
+    length: int
+    sum: int
+
+
+@dataclass(frozen=True)
+class LogIndex:
+    """What a log holds, in the order written. Bytes from `end` to `size` are no whole record.
+
+    `torn` says that a record was cut short there, as a kill or a full disk leaves it, or is just being written; other
+    bytes there are damage.
+    """
+
+    path: Path
+    records: Sequence[Record]
+    end: int
+    size: int
+    torn: bool
+
+    @property
+    def skip(self) -> Skip | None:
+        """What could not be read, if anything."""
+        if self.end == self.size:
+            return None
+        kind = "a record cut short or still being written" if self.torn else "damaged: no record begins there"
+        return Skip(self.path.name, f"its last {self.size - self.end:,} bytes, from {self.end:,} on, are {kind}")
+
+
+class LogFile(LocalFile):
+    """A log may grow while it is read; what has been listed stays where it is."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def stamp(status: os.stat_result) -> tuple[int, ...]:
+        """Return what must not change while the file is in use."""
+        return status.st_dev, status.st_ino
+
+
+def is_log_name(name: str) -> bool:
+    """Return whether a run's file of that name is an append log."""
+    return _NAME.fullmatch(name) is not None
+
+
+def is_log(head: bytes) -> bool:
+    """Return whether a file that begins with `head` is an append log."""
+    return head.startswith(MAGIC)
+
+
+def frame(serial: int, step: int, length: int, total: int) -> bytes:
+    """Return the frame of a record whose bytes have the checksum `total`."""
+    fields = _FIELDS.pack(MAGIC, serial, step, length, total, 0)
+    return fields + _CRC.pack(zlib.crc32(fields))
+
+
+def checksum(parts: Sequence[memoryview]) -> int:
+    """Return the sum of the little-endian 8-byte words of all parts, joined, modulo 2^64."""
+    return Words().sum(parts)
+
+
+class Words:
+    """Parts of memory seen as 8-byte words; the view of the last list of parts is kept for its next sum."""
+
+    def __init__(self) -> None:
+        self._parts: Sequence[memoryview] = ()
+        self._large: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+        self._rest: list[memoryview] = []
+
+    def sum(self, parts: Sequence[memoryview]) -> int:
+        """Return the checksum of parts that may hold other bytes than before."""
+        if parts is not self._parts:
+            self._parts = parts
+            self._look(parts)
+        rest = b"".join(self._rest)
+        rest += bytes(-len(rest) % _WORD.itemsize)
+        return sum(int(_add(words)) for words in (*self._large, np.frombuffer(rest, _WORD))) % 2**64
+
+    def _look(self, parts: Sequence[memoryview]) -> None:
+        """Sort parts into large ones and those that are cheaper to join; the last come in order, as they may be odd."""
+        whole = next((at for at, part in enumerate(parts) if len(part) % _WORD.itemsize), len(parts))
+        small = [part for part in parts[:whole] if len(part) < _LARGE]
+        self._large = [np.frombuffer(part, _WORD) for part in parts[:whole] if len(part) >= _LARGE]
+        self._rest = [*small, *parts[whole:]]
+
+
+def scan(path: Path) -> LogIndex:
+    """Return the index of a log, reading its frames only. Raises SourceError when the file cannot be read."""
+    with closing(LogFile(path)) as file:
+        records: list[Record] = []
+        end, size = 0, file.size
+        while (record := _record_at(file, end, size)) and record.offset + record.length <= size:
+            records.append(record)
+            end = record.offset + record.length
+        torn = record is not None or size - end < FRAME_BYTES
+        return LogIndex(path, records, end, size, torn)
+
+
+def _record_at(file: LocalFile, at: int, size: int) -> Record | None:
+    if size - at < FRAME_BYTES:
+        return None
+    data = file.read(at, FRAME_BYTES)
+    magic, serial, step, length, total, _ = _FIELDS.unpack_from(data)
+    if magic != MAGIC or _CRC.unpack_from(data, _FIELDS.size)[0] != zlib.crc32(data[: _FIELDS.size]):
+        return None
+    if length < _LEAST or step > _MAX_STEP:
+        return None
+    return Record(serial, step, at + FRAME_BYTES, length, total)
+
+
+def scan_if_log(path: Path) -> LogIndex | None:
+    """Return the index of a file that is a log by its first bytes, None of any other."""
+    with closing(LocalFile(path)) as file:
+        known = is_log(file.head(len(MAGIC)))
+    return scan(path) if known else None
+
+
+def scan_folder(folder: Path, names: Iterable[str]) -> list[LogIndex]:
+    """Return the indices of the logs among the names in a folder, in the order in which they were written."""
+    found = [scan(folder / name) for name in sorted(filter(is_log_name, names))]
+    return sorted(found, key=lambda index: index.records[0].serial if index.records else -1)
+
+
+def latest(indices: Iterable[LogIndex]) -> Iterator[tuple[Path, Record]]:
+    """Yield the record that counts of each step, and the log it lies in."""
+    found: dict[int, tuple[Path, Record]] = {}
+    for index in indices:
+        for record in index.records:
+            if record.step not in found or found[record.step][1].serial < record.serial:
+                found[record.step] = index.path, record
+    yield from found.values()
+
+
+def open_record(path: Path, record: Record) -> SafetensorsSource:
+    """Return the tensors of one record. Raises FormatError when its safetensors header is bad."""
+    file = LogFile(path)
+    try:
+        head = file.read(record.offset, min(record.length, HEAD))
+        return open_safetensors(file, head, base=record.offset, size=record.length)
+    finally:
+        file.close()
+
+
+def open_log(file: LocalFile, head: bytes) -> SafetensorsSource:
+    """Return the tensors of a log that holds a single checkpoint; raises SourceError for any other."""
+    index = scan(file.path)
+    if len(index.records) == 1:
+        return open_record(file.path, index.records[0])
+    raise SourceError(
+        f"{file.path} is a log of {len(index.records):,} checkpoints, not one of them. "
+        "Open it, or the run it belongs to, as a trajectory."
+    )
+
+
+class Span(NamedTuple):
+    """Bytes of a file: a record's, or a whole file's."""
+
+    path: Path
+    offset: int
+    length: int
+
+    def blocks(self) -> Iterator[memoryview]:
+        """Yield the bytes in blocks whose lengths are multiples of 8 but for the last; each replaces the one before."""
+        with closing(LogFile(self.path)) as file:
+            block = memoryview(bytearray(min(_CHUNK, self.length)))
+            for at in range(0, self.length, max(1, len(block))):
+                part = block[: min(len(block), self.length - at)]
+                file.read_into(self.offset + at, part)
+                yield part
+
+    def sum(self) -> int:
+        """Return the checksum of the bytes."""
+        return sum(checksum([part]) for part in self.blocks()) % 2**64
+
+
+def record_span(path: Path, record: Record) -> Span:
+    """Return where the safetensors bytes of a record lie."""
+    return Span(path, record.offset, record.length)
+
+
+def record_fault(path: Path, record: Record) -> str:
+    """Return what is wrong with a record read whole, "" when its bytes are those that were written."""
+    try:
+        if record_span(path, record).sum() != record.sum:
+            return f"{path}, step {record.step}: the bytes from {record.offset:,} on are not those that were written"
+        open_record(path, record)
+    except FormatError as error:
+        return str(error)
+    return ""
