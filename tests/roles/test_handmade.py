@@ -316,7 +316,7 @@ def test_plain_networks_number_their_layers(kind: str) -> None:
     model = randomised(MLPS[kind]())
     name, layout, w = read(model)
     x = torch.randn(3, 4)
-    assert name == "mlp" and list(layout.matrices) == [f"layers.{k}.linear" for k in range(3)]
+    assert name == "plain_mlp" and list(layout.matrices) == [f"layers.{k}.linear" for k in range(3)]
     for k, part in enumerate(m for m in model.modules() if isinstance(m, nn.Linear)):
         close(linear(w, f"layers.{k}.linear", x), part(x))
         x = part(x)
