@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ckpt_tools import Family, Option, RunError, RunInfo, RunWriter, is_run, read_run
 
+from .distributed import processes
 from .settings import Plan, plan, settings
 from .tasks import Batch
 from .training import Training, tied
@@ -33,7 +34,12 @@ OnStep = Callable[[int, int, Mapping[str, float]], None]
 
 
 class TrainedFamily(Family):
-    """A family that this loop trains: it also says how its weights start and which logits are scored."""
+    """A family that this loop trains: it also says how its weights start and which logits are scored.
+
+    `reads` is what its inputs are, "tokens" or "vectors".
+    """
+
+    reads: ClassVar[str] = "tokens"
 
     @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
@@ -62,10 +68,13 @@ class TrainedFamily(Family):
     ) -> str:
         """Train into run folder `out`; see `ckpt_tools.Family.train`. `resume` starts a run that is not there yet."""
         info = read_run(out) if resume and is_run(out) else None
-        if info is None:
-            return _run(Training(cls, task, plan(cls, task, values)), out, None, on_step)
-        chosen = _same_plan(cls, task, values, info)
-        return "finished" if info.status == "finished" else _run(Training(cls, task, chosen), out, info, on_step)
+        chosen = plan(cls, task, values) if info is None else _same_plan(cls, task, values, info)
+        if info is not None and info.status == "finished":
+            return "finished"
+        with processes(chosen.loop.device) as group:
+            training = Training(cls, task, chosen, group)
+            group.wait()  # until all have looked for the run
+            return _run(training, out, info, on_step) if group.rank == 0 else _follow(training, out, info, on_step)
 
 
 def _same_plan(family: type[Family], task: str, values: Mapping[str, Any], info: RunInfo) -> Plan:
@@ -76,7 +85,7 @@ def _same_plan(family: type[Family], task: str, values: Mapping[str, Any], info:
         raise RunError(f"{info.path} is a run of {there}, not of {asked}. Choose another --out.")
     before, now = plan(family, task, stored), plan(family, task, {**stored, **values})
     for name, value in now.flat().items():
-        if value != before.flat()[name]:
+        if value != before.flat()[name] and name != "device":
             raise RunError(
                 f"{info.path} was begun with {name} = {before.flat()[name]}, not {value}. "
                 f"Leave {name} out to continue it, or choose another --out."
@@ -86,11 +95,10 @@ def _same_plan(family: type[Family], task: str, values: Mapping[str, Any], info:
 
 def _open(training: Training, out: Path, info: RunInfo | None) -> RunWriter:
     if info is not None:
-        if (out / RESUME_FILE).exists():
-            training.restore(out / RESUME_FILE)
+        _restore(training, out)
         return RunWriter.resume(out, step=training.step, mode=training.plan.loop.mode)
     chosen = training.plan
-    return RunWriter(
+    run = RunWriter(
         out,
         family=training.family.name,
         family_version=training.family.version,
@@ -104,6 +112,36 @@ def _open(training: Training, out: Path, info: RunInfo | None) -> RunWriter:
         probe=training.probe,
         mode=chosen.loop.mode,
     )
+    for name, content in chosen.task.files().items():
+        (out / name).write_bytes(content)
+    return run
+
+
+def _restore(training: Training, out: Path) -> None:
+    if (out / RESUME_FILE).exists():
+        training.restore(out / RESUME_FILE)
+    training.group.wait()  # until all have read it
+
+
+class Follower:
+    """What stands in for the run in processes that write nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, step: int, tensors: Mapping[str, Any]) -> None:
+        """Write no checkpoint."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write no numbers."""
+
+
+def _follow(training: Training, out: Path, info: RunInfo | None, on_step: OnStep | None) -> str:
+    """Train beside the process that writes the run."""
+    with _threads(training.plan.loop.threads), _signals() as stop:
+        if info is not None:
+            _restore(training, out)
+        return _steps(training, Follower(out), stop, on_step)
 
 
 def _run(training: Training, out: Path, info: RunInfo | None, on_step: OnStep | None) -> str:
@@ -117,29 +155,38 @@ def _run(training: Training, out: Path, info: RunInfo | None, on_step: OnStep | 
     return run.status
 
 
-def _steps(training: Training, run: RunWriter, stop: threading.Event, on_step: OnStep | None) -> str:
+def _steps(training: Training, run: RunWriter | Follower, stop: threading.Event, on_step: OnStep | None) -> str:
     last, schedule = training.plan.loop.steps, training.plan.loop.schedule
     tensors = training.module.state_dict()  # shares memory with the parameters
+    writes, asked = isinstance(run, RunWriter), False
     kept = time.monotonic()
-    while not stop.is_set():
+    while not asked:
         step, due = training.step, schedule.due(training.step, last)
-        if due and time.monotonic() - kept > RESUME_SECONDS:
+        if writes and due and time.monotonic() - kept > RESUME_SECONDS:
             training.keep(run.path / RESUME_FILE)
             kept = time.monotonic()
         batch = training.batch()
-        loss = training.family.loss(training.module, batch)
-        metrics = {"loss": finite(loss.item(), training)}
-        if due:
+        loss = training.loss(batch)
+        total, asked = training.group.agree(loss, stop.is_set())
+        metrics = {"loss": finite(total, training)}
+        if due and writes:
             metrics |= training.metrics(batch)
             run.save(step, tensors)
         run.log(step, metrics)
         if on_step is not None:
-            on_step(step, last, metrics)
+            on_step(step, last, {**metrics, **tokens(batch)})
         if step == last:
             return "finished"
         training.update(loss)
-    training.keep(run.path / RESUME_FILE)
+        asked = asked or (stop.is_set() and training.group.size == 1)
+    if writes:
+        training.keep(run.path / RESUME_FILE)
     return "interrupted"
+
+
+def tokens(batch: Batch) -> dict[str, float]:
+    """Return how many tokens a batch holds, where it holds any, under the name `tokens`."""
+    return {"tokens": batch["tokens"].numel()} if "tokens" in batch else {}
 
 
 def finite(loss: float, training: Training) -> float:

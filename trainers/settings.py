@@ -13,6 +13,7 @@ from typing import Any
 
 from ckpt_tools import Family, Option, OptionError, Options, Schedule, nearest, option
 
+from .presets import preset
 from .tasks import Task, task_class
 
 
@@ -36,7 +37,13 @@ class Loop(Options):
         (), help="Weights without decay: embeddings (of positions too), vectors.", choices=("embeddings", "vectors")
     )
     clip: float = option(0.0, help="Largest norm of the whole gradient; 0: any.", min=0.0)
-    dtype: str = option("float32", help="Precision of weights and data.", choices=("float32", "float64"))
+    dtype: str = option("float32", help="Precision of weights and data.", choices=("float32", "float64", "bfloat16"))
+    autocast: bool = option(False, help="Multiply matrices in bfloat16; weights stay as dtype says.")
+    device: str = option(
+        "auto", help="Where to compute; auto: cuda where there is one.", choices=("auto", "cpu", "cuda")
+    )
+    freeze: tuple[str, ...] = option((), help="Roles that keep their initial weights, such as layers.*.attn.q.")
+    preset: str | None = option(None, help="Shipped settings, such as mini or paper, under those given here.")
     seed: int = option(0, help="Decides initial weights, data and order of examples.", min=0)
     save: str = option("every:20", help="Steps to save: every:N, log:N, at:A,B, joined by commas.")
     mode: str = option(
@@ -110,11 +117,18 @@ def plan(family: type[Family], task: str, values: Mapping[str, Any]) -> Plan:
         raise OptionError(
             f"Training {family.name} on {task} has no setting {unknown[0]!r}.{nearest(unknown[0], known)}"
         )
+    if kind.gives != (reads := getattr(family, "reads", "tokens")):
+        raise OptionError(
+            f"Task {task} gives {kind.gives}, but family {family.name} reads {reads}. Choose another task."
+        )
+    values = {**preset(family.name, task, values.get("preset"), known), **values}
     chosen = kind.parse(_of(kind, values))
     values = {**chosen.defaults(), **values}
     config = family.Config.parse(_of(family.Config, values))
-    _fit_size(config, chosen, "vocabulary")
-    _fit_size(config, chosen, "context")
+    for name in ("vocabulary", "context"):
+        _fit_size(config, chosen, name)
+    for name in ("inputs", "outputs", "padding", "characters"):
+        _fit_exactly(config, chosen, name)
     return Plan(config, chosen, Loop.parse(_of(Loop, values)))
 
 
@@ -130,3 +144,13 @@ def _fit_size(config: Options, task: Task, name: str) -> None:
         setattr(config, name, least)
     elif size < least:
         raise OptionError(f"Task {task.name} needs {name} of at least {least}. Got {size} instead.")
+
+
+def _fit_exactly(config: Options, task: Task, name: str) -> None:
+    if name not in config.declared:
+        return
+    value, needed = getattr(config, name), getattr(task, name)
+    if value is None:
+        setattr(config, name, needed)
+    elif needed is not None and value != needed:
+        raise OptionError(f"Task {task.name} needs {name} = {needed!r}. Got {value!r} instead.")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ckpt_tools import Family, OptionError, RunError
+from ckpt_tools import Family, OptionError, RunError, nearest
 
+from .distributed import Processes
 from .settings import Loop, Plan
-from .tasks import Batch, take
+from .tasks import Batch, count, take
 
 if TYPE_CHECKING:
     from .loop import TrainedFamily
@@ -30,13 +34,17 @@ STREAMS = ("weights", "data", "probe", "order", "evaluation")
 class Training:
     """Model, optimizer, data and random state of one run."""
 
-    def __init__(self, family: type[TrainedFamily], task: str, chosen: Plan) -> None:
-        self.family, self.task_name, self.plan = family, task, chosen
+    def __init__(self, family: type[TrainedFamily], task: str, chosen: Plan, group: Processes | None = None) -> None:
+        self.family, self.task_name, self.plan, self.group = family, task, chosen, group or Processes()
+        self.device = self.group.device
         self.dtype = getattr(torch, chosen.loop.dtype)
         streams = {name: generator(chosen.loop.seed, name) for name in STREAMS}
         self.config = chosen.config.as_dict()
         self.module = family.build(self.config).to(self.dtype)
         family.init(self.module, self.config, streams["weights"])
+        freeze(family, self.module, chosen.loop.freeze)
+        self.module.to(self.device)
+        self.model = self.group.wrap(self.module)
         self.optimizer = optimizer(family, self.module, chosen.loop)
         self.examples = chosen.task.examples(streams["data"])
         if self.examples is None and not chosen.loop.batch:
@@ -49,8 +57,8 @@ class Training:
         self.step = 0
 
     def cast(self, batch: Batch) -> Batch:
-        """Return the batch with its floating-point tensors in the run's precision."""
-        return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in batch.items()}
+        """Return the batch on the run's device, its floating-point tensors in the run's precision."""
+        return {k: v.to(self.device, self.dtype if v.is_floating_point() else None) for k, v in batch.items()}
 
     def batch(self) -> Batch:
         """Return the examples of the next update."""
@@ -59,18 +67,30 @@ class Training:
             return self.cast(self.plan.task.draw(size, self.order))
         if not size:
             return self.examples
-        return take(self.examples, torch.randint(len(self.examples["tokens"]), (size,), generator=self.order))
+        rows = torch.randint(count(self.examples), (size,), generator=self.order)
+        return take(self.examples, rows.to(self.device))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return this process's part of the loss of a batch; the sum over processes is the loss."""
+        weight, part = self.group.part(batch)
+        with self.precision():
+            loss = self.family.loss(self.model, part)
+        return loss if self.group.size == 1 else weight * loss
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return the context in which models run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.loop.autocast)
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Return the task's metrics of the current weights, on its evaluation examples if it has any."""
         batch = batch if self.evaluation is None else self.evaluation
-        with torch.no_grad():
+        with torch.no_grad(), self.precision():
             return self.plan.task.metrics(self.family.scored(self.module, batch), batch)
 
     def update(self, loss: Tensor) -> None:
         """Take one step down the gradient of the loss."""
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (self.group.size * loss).backward()  # type: ignore[no-untyped-call]
         if self.plan.loop.clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.plan.loop.clip)
         for group in self.optimizer.param_groups:
@@ -92,10 +112,10 @@ class Training:
     def restore(self, path: Path) -> None:
         """Continue from a side file; raises RunError when it is damaged or of another model."""
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location=self.device, weights_only=True)
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.order.set_state(state["order"])
+            self.order.set_state(state["order"].cpu())
             self.step = state["step"]
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
             # torch's own text advises to load without safeguards.
@@ -113,7 +133,8 @@ def optimizer(family: type[Family], module: nn.Module, loop: Loop) -> torch.opti
     """Return the optimizer of the settings; gd is sgd on all examples without momentum."""
     groups = decay_groups(family, module, loop)
     if loop.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=loop.lr, betas=(loop.beta1, loop.beta2), weight_decay=loop.weight_decay)
+        betas = (loop.beta1, loop.beta2)
+        return torch.optim.AdamW(groups, lr=loop.lr, betas=betas, weight_decay=loop.weight_decay, fused=True)
     momentum = loop.momentum if loop.optimizer == "sgd" else 0.0
     return torch.optim.SGD(groups, lr=loop.lr, momentum=momentum, weight_decay=loop.weight_decay)
 
@@ -124,13 +145,34 @@ def decay_groups(family: type[Family], module: nn.Module, loop: Loop) -> list[di
     def excepted(name: str, p: nn.Parameter) -> bool:
         if p.dim() < 2:
             return "vectors" in loop.no_decay
-        rule = family.table.find(name)
-        role = rule[1].roles[0] if rule and rule[1].roles else ""
-        return "embeddings" in loop.no_decay and role.partition(".")[0] == "embed"
+        return "embeddings" in loop.no_decay and role_of(family, name).partition(".")[0] == "embed"
 
-    kept = [p for name, p in module.named_parameters() if not excepted(name, p)]
-    free = [p for name, p in module.named_parameters() if excepted(name, p)]
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    kept = [p for name, p in trained if not excepted(name, p)]
+    free = [p for name, p in trained if excepted(name, p)]
     return [{"params": kept}, *([{"params": free, "weight_decay": 0.0}] if free else [])]
+
+
+def role_of(family: type[Family], name: str) -> str:
+    """Return the role of a parameter of the family's module, or "" where the table has none."""
+    found = family.table.find(name)
+    return found[1].roles[0].format(**found[2]) if found and found[1].roles else ""
+
+
+def freeze(family: type[Family], module: nn.Module, patterns: Sequence[str]) -> None:
+    """Exempt parameters from training whose role, or the role of one tied to it, fits a pattern.
+
+    Raises OptionError for a pattern that fits nothing, and when nothing is left to train.
+    """
+    roles = [(role_of(family, name), p) for name, p in module.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        found = [p for role, p in roles if fnmatchcase(role, pattern)]
+        if not found:
+            raise OptionError(f"freeze: no weight has role {pattern!r}.{nearest(pattern, dict(roles))}")
+        for p in found:
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise OptionError("freeze leaves nothing to train. Name fewer roles.")
 
 
 def tied(module: nn.Module) -> dict[str, str]:

@@ -6,8 +6,10 @@ A batch is a dict of tensors. Examples lie along the first axis of
 - `targets` token ids [B, T] or distributions [B, T, v]; without the T axis they are about the last position
 - `weights` (optional) of the positions scored, of the targets' axes without v, summing to 1 over the batch
 
-and what all examples share lies beside them, such as `key_log_weight` [T]. Floating-point tensors are float64; the loop
-turns them into its own precision. Probe and evaluation batches may say more about each example, such as
+or, where a task `gives` vectors, `inputs` [B, d_in], `targets` [B, d_out] and `weights` (optional) of entries of the
+targets, summing to 1. What all examples share lies beside them, such as `key_log_weight` [T]. Floating-point tensors
+are float64; the loop turns them into its own precision. Probe and evaluation batches may say more about each example,
+such as
 
 - `split` int64 [B]: which of the task's `splits` it belongs to; 0 are examples as they are trained on
 """
@@ -25,15 +27,28 @@ from ckpt_tools import OptionError, Options, nearest
 
 Batch = Mapping[str, Tensor]
 
-TASKS = {"anchor": "Anchor", "inverse": "Inverse", "markov": "Markov"}
-PER_EXAMPLE = ("tokens", "targets", "weights")
+TASKS = {
+    "anchor": "Anchor",
+    "inverse": "Inverse",
+    "markov": "Markov",
+    "matrix": "Matrix",
+    "regression": "Regression",
+    "text": "Text",
+    "two_hop": "TwoHop",
+}
+PER_EXAMPLE = ("tokens", "inputs", "targets", "weights")
 
 
 class Task(Options):
     """Base of all tasks: a name, options, a vocabulary, and examples drawn from a generator."""
 
+    gives: ClassVar[str] = "tokens"
     vocabulary: ClassVar[int] = 0
     context: ClassVar[int] = 0
+    inputs: ClassVar[int | None] = None
+    outputs: ClassVar[int | None] = None
+    padding: ClassVar[int | None] = None
+    characters: ClassVar[str | None] = None
     probe_size: ClassVar[int] = 256
     splits: ClassVar[tuple[str, ...]] = ()
 
@@ -53,7 +68,7 @@ class Task(Options):
         """Return the batch on which analyzers run the model: the first examples, or fresh ones."""
         if examples is None:
             return self.draw(self.probe_size, generator)
-        return take(examples, torch.arange(min(self.probe_size, len(examples["tokens"]))))
+        return take(examples, torch.arange(min(self.probe_size, count(examples))))
 
     def evaluation(self, generator: torch.Generator) -> Batch | None:
         """Return the examples that metrics are about, or None: those of the step."""
@@ -65,6 +80,24 @@ class Task(Options):
         `logits` is [B, T, v], or [B, 1, v] when the targets are about the last position.
         """
         return {}
+
+    def files(self) -> Mapping[str, bytes]:
+        """Return what a run on this task keeps beside its checkpoints, by file name."""
+        return {}
+
+
+def count(batch: Batch) -> int:
+    """Return the number of examples."""
+    return len(batch["targets"])
+
+
+def share(batch: Batch, part: int, parts: int) -> tuple[float, Batch]:
+    """Return the weight and the examples of one of several parts: the loss is the sum of weight times part's loss."""
+    rows = torch.arange(count(batch) * part // parts, count(batch) * (part + 1) // parts)
+    taken = take(batch, rows.to(batch["targets"].device))
+    if "weights" not in batch:
+        return len(rows) / count(batch), taken
+    return (batch["weights"][rows].sum() / batch["weights"].sum()).item(), taken
 
 
 def take(batch: Batch, rows: Tensor) -> dict[str, Tensor]:
