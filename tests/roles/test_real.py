@@ -63,7 +63,9 @@ def test_llama2c_training_checkpoint(shared_data: Path) -> None:
 
 def test_state_space_blocks_in_a_model_of_its_own(shared_data: Path) -> None:
     found, layout, w = read(shared_data / "models" / "mamba-cmapss" / "best_model.pt", {}, "model_state_dict")
-    assert found == "mamba1" and w["layers.3.ssm.in.z"].shape == (128, 64) and w["layers.0.ssm.A_log"].shape == (128, 16)
+    assert (
+        found == "mamba1" and w["layers.3.ssm.in.z"].shape == (128, 64) and w["layers.0.ssm.A_log"].shape == (128, 16)
+    )
     roleless = [m.name for m in layout.matrices.values() if not m.role]
     assert roleless == ["input_proj.weight", "output_proj.0.weight", "output_proj.3.weight"]
 
