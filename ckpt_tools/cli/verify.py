@@ -66,6 +66,8 @@ def _summary(report: Report) -> str:
     span = f"{len(steps)} checkpoints, {unit} {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{unit} {steps[0]}"
     how = "a sample of each" if report.cheap else f"{report.bytes_read / 1e6:,.1f} MB"
     counts = Counter(finding.severity for finding in report.findings)
-    said = ", ".join(f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}" for s in ("error", "warning", "note") if counts[s])
+    said = ", ".join(
+        f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}" for s in ("error", "warning", "note") if counts[s]
+    )
     verdict = f"suspicious: {said}" if report.suspicious else f"nothing suspicious{f' ({said})' if said else ''}"
     return f"{report.source}: {span}, {how} read in {report.seconds:.1f} s: {verdict}"
