@@ -77,6 +77,8 @@ class _Folders:
         found = find_series(name for name in self.folders if not UNFINISHED.fullmatch(name))
         if self._holds_one() and all(name.startswith("global_step") for series in found for name in series.names):
             return []  # a checkpoint, with DeepSpeed's optimizer state in a folder
+        if len(found) == 1 and len(found[0]) == 1 and found[0].label and any(map(_WEIGHT_LIKE.search, self.files)):
+            return []  # one model among others, `tiny-step7/` beside `other.pt`
         return [s for s in found if s.keyed or (len(s) > 1 and alike(self.folder, s.names) is True)]
 
     def skipped(self, chosen: Series) -> list[Skip]:

@@ -20,9 +20,10 @@ from .finding import KINDS, Finding, Severity
 from .geometry import Key, build
 from .paths import Paths
 from .sample import Entries, peek, read_whole, share
+from .sighting import Sighting
 from .watcher import Watcher
 
-__all__ = ["KINDS", "Copies", "Finding", "Hashes", "Report", "Severity", "Unit", "Watcher", "verify"]
+__all__ = ["KINDS", "Copies", "Finding", "Hashes", "Report", "Severity", "Sighting", "Unit", "Watcher", "verify"]
 
 Progress = Callable[[int, int, str], None]
 

@@ -84,7 +84,7 @@ class Paths:
         homes = {detour: self._home(detour, rest) for detour in found}
         loose = [detour for detour in found if detour.out < NEARER * homes[detour][0]]
         if len(loose) > 1 and self._own(loose) * WEAK <= _out(loose):
-            # A second run; its last checkpoint may pass for the home of those before it.
+            # All of them: the last checkpoint of a second run may pass for the home of those before it.
             self._second(found, rest)
             return rest
         for detour in loose:
