@@ -75,11 +75,7 @@ def test_finished_run_resumes_to_nothing(ckpt: Ckpt, tmp_path: Path) -> None:
     [
         (["transformr", "-t", "markov", "-o", "run"], "Did you mean 'transformer'?"),
         (["transformer", "-t", "markv", "-o", "run"], "No task is named 'markv'. Did you mean 'markov'?"),
-<<<<<<< HEAD
-        (["transformer", "-o", "run"], "markov."),
-=======
         (["transformer", "-o", "run"], "Known: anchor, inverse, markov,"),
->>>>>>> refs/heads/trainers
         ([*MARKOV], "--out is missing: name the run folder to create."),
         ([*MARKOV, "-o", "run", "--set", "lamda=1"], "has no setting 'lamda'. Did you mean 'lam'?"),
         ([*MARKOV, "-o", "run", "--set", "lam"], "--set 'lam': expected NAME=VALUE, as in d_model=32."),
