@@ -64,7 +64,9 @@ def open_dcp(folder: Location, part: str = "") -> TensorSource:
     shards.check({place[0] for place in places.values()})
     unknown = [name for name in loaded.unknown if not name.startswith(_OWN)]
     tree = _nested(leaves, facts.get("planner_data"))
-    return shards.adopt(tree_source(region, tree, "torch.distributed.checkpoint", unknown=unknown, part=part))
+    source = shards.adopt(tree_source(region, tree, "torch.distributed.checkpoint", unknown=unknown, part=part))
+    shards.close()
+    return source
 
 
 _Place = tuple[str, int, int, bool]

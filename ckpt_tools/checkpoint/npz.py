@@ -124,11 +124,6 @@ class InflatedExtent(PackedExtent):
         """Bytes in the file."""
         return self.packed
 
-    @property
-    def encoding(self) -> str:
-        """How it is packed."""
-        return "deflated"
-
     def fetch(self, first: int, out: Array) -> int:
         """Fill `out` block by block; see `PackedExtent`."""
         target, at = as_bytes(out), self.offset + first * ITEMSIZE[self.dtype]

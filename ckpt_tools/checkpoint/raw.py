@@ -42,7 +42,7 @@ class Extent:
 
     @property
     def encoding(self) -> str:
-        """How the numbers are packed, empty for plain ones; see `TensorInfo`."""
+        """How the numbers are quantised, empty for plain ones; see `TensorInfo`."""
         return ""
 
 

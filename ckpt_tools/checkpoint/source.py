@@ -26,8 +26,8 @@ def as_bytes(array: Array) -> memoryview:
 class TensorInfo:
     """A tensor as stored: `dtype` is a name of `dtypes.ITEMSIZE` (`float32`, `bfloat16`, `float8_e4m3fn`, ...).
 
-    `encoding` is empty for plain numbers; else it says how they are packed (`q4_0`, `int8 with scales`), `dtype` is
-    what reading gives, and `nbytes` what is stored.
+    `encoding` is empty for plain numbers; else it says how they are quantised (`q4_0`, `int8 with scales`), and `dtype`
+    is what reading gives. `nbytes` counts what is stored.
     """
 
     name: str

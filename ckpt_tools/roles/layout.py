@@ -176,7 +176,8 @@ def _by_rule(layout: Layout, match: Match, cut: _Cut, indices: dict[str, str], n
             where = (stack, match.position, int(indices.get("e", 0)), number)
             rank = _model_order(full, layer, *where) if full else _own_key(name)
             shape = (rows, *cut.shape[1:])
-            yield rank, WeightInfo(name, full, info.name, info.dtype, shape, layer, cut.axes, part, expert)
+            stored = info.encoding or info.dtype
+            yield rank, WeightInfo(name, full, info.name, stored, shape, layer, cut.axes, part, expert)
 
 
 def _canonical(rule: Rule, name: str, shape: tuple[int, ...]) -> tuple[Axes, tuple[int, ...]]:
@@ -207,10 +208,10 @@ def _by_name(info: TensorInfo) -> Iterator[_Ordered]:
     if len(info.shape) == 3 and "expert" in name.lower():
         for expert in range(info.shape[0]):
             own = f"{name}.{expert}"
-            yield _own_key(own), WeightInfo(own, "", name, info.dtype, info.shape[1:], expert=expert)
+            yield _own_key(own), WeightInfo(own, "", name, info.encoding or info.dtype, info.shape[1:], expert=expert)
     else:
         axes, shape = turned(info.shape) if is_kernel(name) and len(info.shape) > 1 else flat(name, info.shape)
-        yield _own_key(name), WeightInfo(name, "", name, info.dtype, shape, axes=axes)
+        yield _own_key(name), WeightInfo(name, "", name, info.encoding or info.dtype, shape, axes=axes)
 
 
 def _alias_roles(

@@ -316,6 +316,28 @@ def test_a_legacy_file_that_lies(tmp_path):
         refuse(tmp_path / "y.pt", "truncated|malformed|missing")
 
 
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (("v", 1, 3), ""),
+        (("v", 2, 3), "outside its storage"),
+        (("v", -1, 2), "malformed"),
+        (("v", 0, 2**62), "malformed"),
+    ],
+)
+def test_views_of_legacy_storages(tmp_path, view, message):
+    """Before 0.4, storages that were parts of others said which part."""
+    put = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    whole = tensor(size=(view[2],) if not message else (1,)).replace(b"tQ", pickle.dumps(view, 2)[2:-1] + b"tQ")
+    tail = pickle.dumps(["0"], 2) + struct.pack("<q", 4) + np.arange(4, dtype="<f4").tobytes()
+    (tmp_path / "x.pt").write_bytes(b"".join([*put, whole, tail]))
+    if message:
+        refuse(tmp_path / "x.pt", message)
+        return
+    with open_checkpoint(tmp_path / "x.pt") as checkpoint:
+        assert checkpoint.read("w").tolist() == [1.0, 2.0, 3.0]
+
+
 def test_a_name_is_only_a_name(tmp_path):
     name = "../../etc/passwd\n\x1b[31m"
     torch.save({name: torch.ones(2)}, tmp_path / "x.pt")

@@ -176,6 +176,13 @@ def test_the_step_inside_and_the_one_in_the_name(tmp_path):
             assert (checkpoint.step, checkpoint.notes) == (step, [])
 
 
+@pytest.mark.parametrize("counter", [torch.tensor(5), torch.tensor([5]), torch.tensor(5.0), np.array(5), np.int32(5)])
+def test_a_counter_may_be_a_tensor(tmp_path, counter):
+    torch.save({"model": {"w": torch.ones(2)}, "iteration": counter}, tmp_path / "x")
+    with open_checkpoint(tmp_path / "x") as checkpoint:
+        assert (checkpoint.step, checkpoint.metadata["step_key"]) == (5, "iteration")
+
+
 def test_epochs_are_not_compared_with_steps(tmp_path, save):
     torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, tmp_path / "checkpoint-500.pt")
     torch.save({"model": {"w": torch.ones(2)}, "step": 3, "epoch": 500}, tmp_path / "step_500.pt")

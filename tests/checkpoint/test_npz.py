@@ -40,12 +40,20 @@ def test_rows_of_a_compressed_array_forward_and_back(tmp_path):
     array = np.random.default_rng(0).normal(size=(3_000, 700))
     np.savez_compressed(tmp_path / "x.npz", a=array)
     with open_checkpoint(tmp_path / "x.npz", hashing=True) as checkpoint:
-        assert checkpoint.tensors["a"].encoding == "deflated" and checkpoint.tensors["a"].nbytes < array.nbytes
+        assert checkpoint.tensors["a"].nbytes < array.nbytes
         for start in (0, 1_000, 2_000, 500):
             np.testing.assert_array_equal(
                 checkpoint.read("a", slice(start, start + 1_000)), array[start : start + 1_000]
             )
         np.testing.assert_array_equal(checkpoint.read("a"), array)
+
+
+def test_fortran_order(tmp_path):
+    array = np.arange(24.0).reshape(2, 3, 4)
+    np.savez(tmp_path / "x", a=np.asfortranarray(array), w=np.ones(2))
+    with open_checkpoint(tmp_path / "x.npz") as checkpoint:
+        np.testing.assert_array_equal(checkpoint.read("a"), array)
+        np.testing.assert_array_equal(checkpoint.read("a", slice(1, 2)), array[1:])
 
 
 def test_names_keep_their_slashes_and_dots(tmp_path):
