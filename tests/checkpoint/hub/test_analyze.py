@@ -89,7 +89,7 @@ def test_one_matrix_over_twenty_revisions_is_under_two_percent_of_the_bytes(rele
 
 
 class Norms(Analyzer):
-    """Norm of every matrix, and the step that is "previous" to each."""
+    """Norm of every matrix."""
 
     name = "norms"
     outputs = {"norm": Out(dims=("matrix",), unit="1")}
@@ -106,6 +106,16 @@ def small(hub, packed):
         files = {"model.safetensors": packed({"w": np.full((300, 300), step, np.float32)})}
         hub.commit("org/name", files, branch=f"step{step}")
     return hub
+
+
+def test_the_matrices_of_a_pass_travel_together(hub, packed, tmp_path):
+    rng = np.random.default_rng(7)
+    for step in range(3):
+        tensors = {name: rng.standard_normal((200, 300)).astype(np.float32) for name in ("a", "b", "c", "d", "e", "f")}
+        hub.commit("org/name", {"model.safetensors": packed(tensors)}, branch=f"step{step}")
+    outcome = analyze("hf://org/name@step*", [Norms], output=tmp_path / "r.h5", matrices=["b", "c", "e"])
+    assert outcome.matrices == 3 and outcome.failures == []
+    assert len(hub.asked("cdn/")) == 3 * 3  # the header, b with c, e
 
 
 def identity(hub, step):
