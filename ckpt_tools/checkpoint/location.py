@@ -152,6 +152,14 @@ def open_file(path: Location) -> ByteFile:
     return LocalFile(path) if isinstance(path, Path) else path.store.open(path)
 
 
+def local_folder(folder: Location, name: str) -> Path | None:
+    """Return a folder on this machine with the file `name` of `folder`, copied if need be; None without the file."""
+    path = folder / name
+    if not path.is_file():
+        return None
+    return folder if isinstance(folder, Path) else open_file(path).local().path.parent
+
+
 def as_url(source: str | Location) -> str:
     """Return the URL that a source is, empty for a local path; a slash that `Path` has swallowed is put back."""
     if isinstance(source, RemotePath):

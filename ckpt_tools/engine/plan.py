@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..analyzer import Analyzer
 from ..checkpoint import Trajectory, open_trajectory
-from ..checkpoint.location import Location
+from ..checkpoint.location import Location, local_folder
 from ..errors import OptionError, PluginError, nearest
 from ..layouts import Layouts
 from ..registry import Registry, load_registry
+from ..run.reader import PROBE_FILE
+from ..text import VOCABULARIES
 
 if TYPE_CHECKING:
     from ..host import BatchSource
@@ -85,11 +87,17 @@ class Plan:
         from ..data import DataSource, ProbeSource
 
         if self.job.data:
-            beside = (self.trajectory.path, *(entry.path for entry in self.trajectory.entries[:1]))
-            folders = tuple(path for path in beside if isinstance(path, Path))
-            return DataSource(beside=folders, targets=self.trajectory.run is not None, **self.job.data)
+            return DataSource(beside=tuple(self._beside()), targets=self.trajectory.run is not None, **self.job.data)
         run = self.trajectory.path if self.trajectory.run is not None else None
-        return ProbeSource(run) if isinstance(run, Path) else None
+        folder = run if run is None or isinstance(run, Path) else local_folder(run, PROBE_FILE)
+        return ProbeSource(folder) if folder is not None else None
+
+    def _beside(self) -> Iterator[Path]:
+        """Yield the folders a vocabulary may lie in; of a remote one, that of a copy of its tokenizer.json."""
+        for path in (self.trajectory.path, *(entry.path for entry in self.trajectory.entries[:1])):
+            folder = path if isinstance(path, Path) else local_folder(path, VOCABULARIES[0])
+            if folder is not None:
+                yield folder
 
     def data_identity(self, analyzer: Analyzer) -> str:
         """Return what changes whenever the batch an analyzer runs on would; "" for analyzers of weights."""

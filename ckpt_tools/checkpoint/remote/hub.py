@@ -202,7 +202,7 @@ class HubStore(Store):
             data = self.repository.file_in_git(path, url, item)
             return MemoryFile(path, data, len(data), copy)
         part = HttpFile(self.repository.session, url, what, size=item.size, sha256=item.sha256, commit=self.commit)
-        return RemoteFile(path, part, copy, self.repository.heads, sha256=item.sha256)
+        return RemoteFile(path, part, copy, self.repository.heads, content=item.sha256)
 
     def fingerprint(self, inner: str) -> list[str]:
         """Return the commit: nothing in it ever changes."""

@@ -66,7 +66,7 @@ class ObjectStore(Store):
             key = hashlib.sha256(f"{path} {part.stamp} {part.size}".encode()).hexdigest()
             return Cache.of(self.cache_size).copy(key, path.name, whole, str(path))
 
-        return RemoteFile(path, part, copy, self.heads)
+        return RemoteFile(path, part, copy, self.heads, content=f"{path} {part.stamp}")
 
     def facts(self, names: Iterable[str], folder: str) -> dict[str, Any]:
         """Return tag, version or date of the objects of these names, as opened."""

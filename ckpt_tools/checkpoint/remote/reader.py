@@ -33,20 +33,20 @@ class Part(Protocol):
 
 
 class Heads:
-    """First bytes of files, kept by their SHA-256: a shard seen at another step is not asked for its header again."""
+    """First bytes of files, kept by content: a shard seen at another step is not asked for its header again."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._needed: dict[str, int] = {}
 
-    def of(self, sha256: str) -> bytes:
+    def of(self, content: str) -> bytes:
         """Return what is known of a content's beginning."""
-        return self._kept.get(sha256, b"")
+        return self._kept.get(content, b"")
 
-    def keep(self, sha256: str, head: bytes) -> None:
-        """Remember a content's beginning."""
-        if sha256 and len(head) <= _KEPT_HEAD:
-            self._kept[sha256] = head
+    def keep(self, content: str, head: bytes) -> None:
+        """Remember a content's beginning; `content` is its hash, or whatever else stands for it."""
+        if content and len(head) <= _KEPT_HEAD:
+            self._kept[content] = head
             while sum(map(len, self._kept.values())) > _KEPT_HEADS:
                 self._kept.popitem(last=False)
 
@@ -69,12 +69,12 @@ class RemoteFile:
         copy: Callable[[Part], LocalFile],
         heads: Heads,
         *,
-        sha256: str = "",
+        content: str = "",
         head: bytes = b"",
     ) -> None:
         self.path, self.size = path, part.size
-        self._part, self._copy, self._heads, self._sha256 = part, copy, heads, sha256
-        self._head = head or heads.of(sha256)
+        self._part, self._copy, self._heads, self._content = part, copy, heads, content
+        self._head = head or heads.of(content)
         self._pieces = Pieces(self._fetch)
         self._whole: LocalFile | None = None
 
@@ -130,7 +130,7 @@ class RemoteFile:
             more = bytearray(min(guess, self.size) - len(self._head))
             self._fetch(len(self._head), memoryview(more), None)
             self._head += more
-            self._heads.keep(self._sha256, self._head)
+            self._heads.keep(self._content, self._head)
         self._heads.needed(self.path.name, count)
 
     def _fetch(self, offset: int, buffer: memoryview, stop: Event | None) -> None:

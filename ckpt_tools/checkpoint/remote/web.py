@@ -78,7 +78,7 @@ class WebStore(Store):
         """Return a file, pinned to what it is now."""
         if path.inner not in self._met and self.meet(path.inner) is None:
             raise SourceError(f"Cannot read {path}: the server has no such file, or does not give it.")
-        part, head = self._met.pop(path.inner)
+        part, head = self._met[path.inner]
         self._stamps[path.inner] = {"etag": part.stamp}
 
         def copy(whole: Part) -> LocalFile:

@@ -89,7 +89,7 @@ def test_one_matrix_over_twenty_revisions_is_under_two_percent_of_the_bytes(rele
 
 
 class Norms(Analyzer):
-    """Norm of every matrix, and the step that is "previous" to each."""
+    """Norm of every matrix."""
 
     name = "norms"
     outputs = {"norm": Out(dims=("matrix",), unit="1")}
@@ -106,6 +106,16 @@ def small(hub, packed):
         files = {"model.safetensors": packed({"w": np.full((300, 300), step, np.float32)})}
         hub.commit("org/name", files, branch=f"step{step}")
     return hub
+
+
+def test_the_matrices_of_a_pass_travel_together(hub, packed, tmp_path):
+    rng = np.random.default_rng(7)
+    for step in range(3):
+        tensors = {name: rng.standard_normal((200, 300)).astype(np.float32) for name in ("a", "b", "c", "d", "e", "f")}
+        hub.commit("org/name", {"model.safetensors": packed(tensors)}, branch=f"step{step}")
+    outcome = analyze("hf://org/name@step*", [Norms], output=tmp_path / "r.h5", matrices=["b", "c", "e"])
+    assert outcome.matrices == 3 and outcome.failures == []
+    assert len(hub.asked("cdn/")) == 3 * 3  # the header, b with c, e
 
 
 def identity(hub, step):
@@ -165,3 +175,41 @@ def test_workers_read_the_revisions_that_were_listed_before_them(small, tmp_path
     outcome = analyze("hf://org/name@step*", ["rank"], output=tmp_path / "r.h5", workers=2)
     assert outcome.steps == [0, 1, 2, 3, 4, 5] and outcome.failures == []
     assert len(small.asked("/refs")) == refs + 1
+
+
+class Loss(Analyzer):
+    """Loss of the model on the batch."""
+
+    name = "loss"
+    needs = "loss"
+    outputs = {"loss": Out(unit="nat"), "tokens": Out(unit="1", dtype="i8")}
+
+    def analyze(self, view: Any) -> dict[str, Any]:
+        batch = view.batch()
+        return {"loss": float(view.model().loss(batch)), "tokens": int(batch["tokens"].numel())}
+
+
+def test_models_run_on_text_with_the_tokenizer_of_the_repository(hub, tmp_path):
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = {word: i for i, word in enumerate(["the", "cat", "sat", "on", "mat", "a", "dog", "ran"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="the"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, max_position_embeddings=8, **sizes))
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
+    hub.commit("org/name", {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}, branch="step5")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat a dog ran " * 8)
+    results = {}
+    for source in ("hf://org/name@step*", tmp_path / "m"):
+        output = tmp_path / f"{len(results)}.h5"
+        data = {"path": tmp_path / "text.txt", "tokens": 32, "sequence": 8}
+        outcome = analyze(source, [Loss], output=output, data=data)
+        assert outcome.failures == []
+        with h5py.File(output) as file:
+            results[str(source)] = float(file["loss/loss"][0])
+    assert len(set(results.values())) == 1

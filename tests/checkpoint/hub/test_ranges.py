@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckpt_tools.checkpoint import open_checkpoint, open_trajectory
@@ -187,9 +187,11 @@ def test_a_closed_checkpoint_reads_again(hub, model):
         checkpoint.close()
 
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 spans = st.lists(st.tuples(st.integers(0, 2**25), st.integers(0, 2**22)), max_size=20)
 
 
+@patient
 @given(spans)
 def test_pieces_cover_what_was_announced_and_little_more(wanted):
     found = join(wanted)
@@ -207,6 +209,7 @@ def test_pieces_cover_what_was_announced_and_little_more(wanted):
         assert at >= offset + count or count == 0
 
 
+@patient
 @given(spans, st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 2**16)), max_size=8))
 def test_whatever_is_announced_reads_are_exact(announced, reads):
     content = np.arange(2**21, dtype=np.uint32).view(np.uint8)
