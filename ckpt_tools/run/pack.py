@@ -141,7 +141,7 @@ def _append(descriptor: int, serial: int, entry: Entry) -> None:
     os.lseek(descriptor, FRAME_BYTES, os.SEEK_CUR)
     for block in span.blocks():
         write_all(descriptor, [block])
-        total += checksum([block])
+        total += checksum(block)
     os.pwrite(descriptor, frame(serial, entry.step, span.length, total % 2**64), start)
 
 

@@ -107,7 +107,8 @@ class _Unpacking:
         try:
             draft.mkdir()
             span = span_of(entry)
-            total = _copy(span, draft / MODEL_FILE)
+            every = entry.record.every if entry.record is not None else 1
+            total = _copy(span, draft / MODEL_FILE, every)
             if entry.record is not None and total != entry.record.sum:
                 return f"{entry.local}, step {entry.step}: the bytes are not those that were written"
             if final.exists():
@@ -132,14 +133,14 @@ def _span(folder: Path) -> Span:
     return Span(file, 0, file.stat().st_size if file.is_file() else 0)
 
 
-def _copy(span: Span, path: Path) -> int:
+def _copy(span: Span, path: Path, every: int) -> int:
     """Write the bytes of a span into a new file and return their checksum."""
     total = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         for block in span.blocks():
             write_all(descriptor, [block])
-            total += checksum([block])
+            total += checksum(block, every)
     finally:
         os.close(descriptor)
     return total % 2**64

@@ -16,8 +16,9 @@ from safetensors.numpy import save as safetensors_bytes
 from ckpt_tools.checkpoint import open_checkpoint, open_trajectory
 from ckpt_tools.checkpoint.log import (
     FRAME_BYTES,
+    SECTOR,
     LogFile,
-    Words,
+    SectorSum,
     checksum,
     frame,
     latest,
@@ -36,7 +37,7 @@ def tensors(step: int) -> dict[str, np.ndarray]:
 
 def record(step: int, serial: int | None = None) -> bytes:
     data = safetensors_bytes(tensors(step))
-    return frame(step if serial is None else serial, step, len(data), checksum([memoryview(data)])) + data
+    return frame(step if serial is None else serial, step, len(data), checksum(data)) + data
 
 
 def log(path: Path, *records: bytes) -> Path:
@@ -45,25 +46,37 @@ def log(path: Path, *records: bytes) -> Path:
     return path
 
 
-def reference_checksum(data: bytes) -> int:
+def reference_checksum(data: bytes, every: int = 1) -> int:
     data += bytes(-len(data) % 8)
-    return sum(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)) % 2**64
+    return sum(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8 * every)) % 2**64
 
 
-@given(st.lists(st.one_of(st.binary(max_size=40), st.binary(min_size=4096, max_size=4112)), max_size=6))
-def test_checksum_is_that_of_the_joined_bytes(parts: list[bytes]) -> None:
-    # Only the last parts may be odd: a writer puts what is a multiple of 8 first.
-    parts = [p[: len(p) // 8 * 8] for p in parts[:-2]] + parts[-2:]
-    assert checksum([memoryview(p) for p in parts]) == reference_checksum(b"".join(parts))
+@given(st.binary(max_size=2000), st.sampled_from([1, SECTOR]))
+def test_checksum(data: bytes, every: int) -> None:
+    assert checksum(data, every) == reference_checksum(data, every)
 
 
-def test_checksum_sees_bytes_that_changed_in_place() -> None:
+@given(st.lists(st.one_of(st.binary(max_size=40), st.binary(min_size=500, max_size=1100)), max_size=6))
+def test_sum_of_sectors_is_that_of_the_joined_bytes(parts: list[bytes]) -> None:
+    total = SectorSum()
+    assert total([memoryview(p) for p in parts]) == reference_checksum(b"".join(parts), SECTOR)
+
+
+def test_sum_of_sectors_sees_bytes_that_changed_in_place() -> None:
     buffer = bytearray(range(256)) * 32
-    parts = [memoryview(buffer)[:4096], memoryview(buffer)[4096:4104], memoryview(buffer)[4104:]]
-    words = Words()
-    for at in (0, 4097, 8000):
+    parts = [memoryview(buffer)[:4096], memoryview(buffer)[4096:4104], memoryview(buffer)[4104:-3]]
+    total = SectorSum()
+    for at in (0, 4097, 7680):
+        before = total(parts)
         buffer[at] ^= 1
-        assert words.sum(parts) == reference_checksum(bytes(buffer))
+        assert total(parts) == reference_checksum(bytes(buffer[:-3]), SECTOR) != before
+
+
+def test_a_lost_sector_changes_the_sum() -> None:
+    data = np.random.default_rng(0).integers(0, 256, 10_000, dtype=np.uint8).tobytes()
+    for at in range(0, len(data), 512):
+        lost = data[:at] + bytes(min(512, len(data) - at)) + data[at + 512 :]
+        assert checksum(lost, SECTOR) != checksum(data, SECTOR)
 
 
 def test_records_read_like_folders(tmp_path: Path) -> None:
@@ -98,7 +111,7 @@ def test_equal_content_has_an_equal_hash(tmp_path: Path) -> None:
 
 def test_the_last_record_of_a_step_counts(tmp_path: Path) -> None:
     changed = safetensors_bytes(tensors(70))
-    again = frame(9, 7, len(changed), checksum([memoryview(changed)])) + changed
+    again = frame(9, 7, len(changed), checksum(changed)) + changed
     log(tmp_path / "log-000007-1.stlog", again)
     log(tmp_path / "log-000007.stlog", record(7, serial=2), record(8, serial=3))
     with open_trajectory(tmp_path).checkpoint(7) as checkpoint:
@@ -158,15 +171,18 @@ def test_damaged_data_is_found_by_reading_it_whole(tmp_path: Path) -> None:
 
 def test_a_record_that_is_no_safetensors_file(tmp_path: Path) -> None:
     junk = b"\xff" * 64
-    path = log(tmp_path / "log-000000.stlog", frame(0, 0, 64, checksum([memoryview(junk)])) + junk)
+    path = log(tmp_path / "log-000000.stlog", frame(0, 0, 64, checksum(junk)) + junk)
     with pytest.raises(FormatError, match=r"log-000000\.stlog: truncated or no safetensors file"):
         open_trajectory(tmp_path).checkpoint(0)
     assert "no safetensors file" in record_fault(path, scan(path).records[0])
 
 
-@pytest.mark.parametrize(("step", "length"), [(10**18 + 1, 100), (2**64 - 1, 100), (0, 0), (0, 9)])
-def test_claims_that_no_writer_makes(tmp_path: Path, step: int, length: int) -> None:
-    index = scan(log(tmp_path / "log-000000.stlog", frame(0, step, length, 0), bytes(length)))
+@pytest.mark.parametrize(
+    ("step", "length", "every"),
+    [(10**18 + 1, 100, 1), (2**64 - 1, 100, 1), (0, 0, 1), (0, 9, 1), (0, 100, 0), (0, 100, 2), (0, 100, 2**32 - 1)],
+)
+def test_claims_that_no_writer_makes(tmp_path: Path, step: int, length: int, every: int) -> None:
+    index = scan(log(tmp_path / "log-000000.stlog", frame(0, step, length, 0, every), bytes(length)))
     assert (index.records, index.torn) == ([], False)
 
 
@@ -250,7 +266,7 @@ def test_later_records_win(tmp_path_factory: pytest.TempPathFactory, rows: list[
     files: dict[bool, bytes] = {False: b"", True: b""}
     for serial, (step, second) in enumerate(rows):
         data = safetensors_bytes(tensors(serial))
-        files[second] += frame(serial, step, len(data), checksum([memoryview(data)])) + data
+        files[second] += frame(serial, step, len(data), checksum(data)) + data
         expected[step] = serial
     log(folder / "log-000000.stlog", files[False])
     log(folder / "log-000001.stlog", files[True])

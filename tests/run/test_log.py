@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from ckpt_tools.checkpoint import open_trajectory
-from ckpt_tools.checkpoint.log import record_fault, scan
+from ckpt_tools.checkpoint.log import SECTOR, record_fault, scan
 from ckpt_tools.errors import RunError
 from ckpt_tools.run import RunWriter
 from ckpt_tools.run import log as log_module
@@ -46,6 +46,16 @@ def test_records_are_exact_safetensors_files(tmp_path: Path) -> None:
     back = load(path.read_bytes()[record.offset : record.offset + record.length])
     assert {name: tensor.dtype for name, tensor in back.items()} == {n: t.dtype for n, t in tensors.items()}
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(("width", "every"), [(10, 1), (300, SECTOR)])
+def test_all_words_of_small_records_are_summed_and_some_of_large_ones(tmp_path: Path, width: int, every: int) -> None:
+    with RunWriter(tmp_path / "run", family="", family_version=1, config={}, mode="log") as run:
+        for step in range(3):
+            run.save(step, {"w": torch.randn(width, width), "b": torch.randn(3), "i": torch.ones(5, dtype=torch.int8)})
+    (path,) = (tmp_path / "run").glob("log-*.stlog")
+    for record in scan(path).records:
+        assert (record.every, record_fault(path, record)) == (every, "")
 
 
 def test_logs_rotate_and_are_named_by_their_first_step(tmp_path: Path) -> None:
