@@ -74,7 +74,10 @@ class TrainedFamily(Family):
         with processes(chosen.loop.device) as group:
             training = Training(cls, task, chosen, group)
             group.wait()  # until all have looked for the run
-            return _run(training, out, info, on_step) if group.rank == 0 else _follow(training, out, info, on_step)
+            train = _run if group.rank == 0 else _follow
+            status = train(training, out, info, on_step)
+            group.wait()  # whoever leaves first closes connections that others still use
+            return status
 
 
 def _same_plan(family: type[Family], task: str, values: Mapping[str, Any], info: RunInfo) -> Plan:
