@@ -108,7 +108,7 @@ def open_logged(
 
 def _viewed(make: Callable[[Opened], Checkpoint], opened: Opened) -> Checkpoint:
     checkpoint = make(opened)
-    renamed, quantised = needs_view(checkpoint.tensors)
+    renamed, quantised = needs_view(checkpoint)
     if not renamed and quantised is None:
         return checkpoint
     view = ViewSource(checkpoint, renamed, quantised)

@@ -37,10 +37,10 @@ _PACKED = tuple(
         (r"_(blocks|scales)", "_blocks", "MXFP4"),
     )
 )
-_HINT = re.compile(
-    r".*(qweight|absmax|weight_packed|weight_scale_2|weight_zero_point|W_q|weight\._data|weight_scales|_blocks"
-    r"|\.SCB|_scale|_scale_inv)"
-)
+_HINTS = (
+    "qweight", ".absmax", "weight_packed", "weight_scale_2", "weight_zero_point", ".W_q", "weight._data",
+    "weight_scales", "_blocks", ".SCB", "_scale", "_scale_inv",
+)  # fmt: skip
 _ACTIVATIONS = re.compile(r".*\.(input|output|activation|act|k|v|q|kv)_scales?(_ub|_inv)?|.*\.weight_format")
 
 
@@ -55,7 +55,7 @@ class Quantised:
 
 def find_quantised(tensors: Mapping[str, TensorInfo]) -> Quantised | None:
     """Return what is quantised among a checkpoint's tensors, None (the usual case) when nothing is."""
-    hints = [name for name in tensors if _HINT.fullmatch(name)]
+    hints = [name for name in tensors if name.endswith(_HINTS)]
     if not hints:
         return None
     found = Quantised()

@@ -23,7 +23,9 @@ _OUTER = "module."
 
 def unwrapped(names: Collection[str]) -> dict[str, str]:
     """Return `{name without wrappers: stored name}`, empty when no name has any or two would become one."""
-    bare = {name: _INNER.sub("", name) if "_mod" in name else name for name in names}
+    if not any("_mod" in name or name.startswith(_OUTER) for name in names):
+        return {}
+    bare = {name: _INNER.sub("", name) for name in names}
     while bare and all(name.startswith(_OUTER) and name != _OUTER for name in bare.values()):
         bare = {stored: name.removeprefix(_OUTER) for stored, name in bare.items()}
     found = {name: stored for stored, name in bare.items()}
@@ -31,9 +33,9 @@ def unwrapped(names: Collection[str]) -> dict[str, str]:
     return found if changed and len(found) == len(bare) else {}
 
 
-def needs_view(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, str], Quantised | None]:
+def needs_view(checkpoint: Checkpoint) -> tuple[dict[str, str], Quantised | None]:
     """Return the names to change and what is quantised; both are empty for most checkpoints."""
-    return unwrapped(tensors.keys()), find_quantised(tensors)
+    return unwrapped([*checkpoint.tensors, *checkpoint.aliases]), find_quantised(checkpoint.tensors)
 
 
 class ViewSource(TensorSource):
@@ -42,17 +44,13 @@ class ViewSource(TensorSource):
     def __init__(self, inner: Checkpoint, names: Mapping[str, str], quantised: Quantised | None) -> None:
         super().__init__(path=inner.path, format=inner.format)
         self.inner, self._quantised = inner, quantised or Quantised()
-        shown = names or {name: name for name in inner.tensors}
-        self._stored = {name: stored for name, stored in shown.items() if stored not in self._quantised.hidden}
-        self.tensors = {name: self._info(name, stored) for name, stored in self._stored.items()}
         bare = {stored: name for name, stored in names.items()}
-        self.aliases = {self._bare(alias): bare.get(stored, stored) for alias, stored in inner.aliases.items()}
+        kept = [stored for stored in inner.tensors if stored not in self._quantised.hidden]
+        self._stored = {bare.get(stored, stored): stored for stored in kept}
+        self.tensors = {name: self._info(name, stored) for name, stored in self._stored.items()}
+        self.aliases = {bare.get(alias, alias): bare.get(stored, stored) for alias, stored in inner.aliases.items()}
         self.skipped = [*inner.skipped, *self._quantised.skipped]
         self.metadata, self.config = inner.metadata, inner.config
-
-    @staticmethod
-    def _bare(name: str) -> str:
-        return _INNER.sub("", name).removeprefix(_OUTER) if name.startswith(_OUTER) else _INNER.sub("", name)
 
     def _info(self, name: str, stored: str) -> TensorInfo:
         info = self.inner.tensors[stored]
