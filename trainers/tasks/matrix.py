@@ -71,7 +71,8 @@ class Matrix(Task):
             torch.linalg.qr(torch.randn(n, len(self.spectrum), generator=draw, dtype=torch.float64))[0]
             for n in (self.rows, self.columns)
         )
-        return u * torch.tensor(self.spectrum, dtype=torch.float64) @ v.T
+        product: Tensor = u * torch.tensor(self.spectrum, dtype=torch.float64) @ v.T
+        return product
 
     def given(self) -> Tensor:
         """Return which entries are given, bool [rows, columns]: the share `observed`, rounded to a whole number."""

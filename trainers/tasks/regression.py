@@ -64,7 +64,8 @@ class Regression(Task):
         """Return the unit vector w of the teacher, [d]."""
         draw = torch.Generator().manual_seed(self.target_seed)
         w = torch.randn(self.inputs, generator=draw, dtype=torch.float64)
-        return w / w.norm()
+        unit: Tensor = w / w.norm()
+        return unit
 
     def points(self, size: int, generator: torch.Generator, *, grid: bool = False) -> Tensor:
         """Return points [size, d]; those of `sines` in one dimension lie at equal distances if `grid`."""
