@@ -26,7 +26,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(THREADS) $(BIN)/pytest -q --cov --cov-report=term:skip-covered
+	$(THREADS) $(BIN)/pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 # The same tests against the built wheel, in an environment where the checkout is not importable.
 wheel: setup

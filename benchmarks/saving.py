@@ -2,10 +2,10 @@
 
     python benchmarks/saving.py --json saving.json
 
-A two-layer transformer of 200,000 parameters learns addition modulo 113; a step takes about 6 ms on one core. Blocks of
-steps with and without saving alternate in one process, and each block is compared with its neighbours, so that what else
-the machine does weighs on both sides. The time inside the save call is printed too, but is not what counts: a thread
-can make it nothing and slow the loop down by a third.
+A two-layer transformer of 200,000 parameters learns addition modulo 113; a step takes about 6 ms on one core. Blocks
+of steps with and without saving alternate in one process, and each block is compared with its neighbours, so that
+what else the machine does weighs on both sides. The time inside the save call is printed too, but is not what counts:
+a thread can make it nothing and slow the loop down by a third.
 """
 
 from __future__ import annotations

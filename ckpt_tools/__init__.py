@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .spectra import Spectrum as Spectrum
     from .spectra import product_singular_values as product_singular_values
     from .spectra import singular_values as singular_values
+    from .text import load_encoder as load_encoder
     from .view import BatchView as BatchView
     from .view import View as View
     from .weights import AttentionWeights as AttentionWeights
@@ -72,6 +73,7 @@ _PUBLIC = {
     "roles": ("RoleTable", "Rule", "WeightInfo", "module", "modules"),
     "run": ("Recorder", "RunInfo", "RunWriter", "Schedule", "is_run", "read_run"),
     "spectra": ("Spectrum", "product_singular_values", "singular_values"),
+    "text": ("load_encoder",),
     "view": ("BatchView", "View"),
     "weights": ("AttentionWeights",),
 }

@@ -18,6 +18,10 @@ class SourceError(CkptError):
     """A checkpoint, run or trajectory cannot be opened or read."""
 
 
+class FetchError(SourceError):
+    """A remote checkpoint cannot be fetched: refused, gone, changed, or the network gave out. Others may be well."""
+
+
 class FormatError(SourceError):
     """A file is not what it claims to be: truncated, malformed, hostile, or of an unknown format."""
 

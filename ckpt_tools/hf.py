@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -42,29 +43,24 @@ class HFFamily(Family):
     def build(cls, config: Mapping[str, Any]) -> torch.nn.Module:
         """Return the `transformers` module of this configuration: float32, evaluation mode, eager attention.
 
-        Global random state stays as it was. Raises SourceError when the configuration makes no model.
+        Its weights are not even initialized, and global random state stays as it was. Raises SourceError when the
+        configuration makes no model.
         """
         transformers = _library(cls.name)
-        import torch
-
-        data = {k: _plain(v) for k, v in config.items() if k not in _NOT_THE_MODEL and not k.startswith("ckpt_")}
         model_type = config.get("model_type")
         if not isinstance(model_type, str):
             raise SourceError(f"Family {cls.name!r}: config.json has no model_type, so the model cannot be rebuilt.")
+        data = {k: _plain(v) for k, v in config.items() if k not in _NOT_THE_MODEL and not k.startswith("ckpt_")}
         try:
             hf_config = transformers.AutoConfig.for_model(model_type, use_cache=False, **data)
-            with torch.random.fork_rng(devices=[]):
-                module = getattr(transformers, cls.loads).from_config(
-                    hf_config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
-                )
-        except (ValueError, TypeError, RuntimeError, _invalid()) as error:
+            module = _bare_module(getattr(transformers, cls.loads), hf_config)
+        except (ValueError, TypeError, RuntimeError, AttributeError, _invalid()) as error:
             raise SourceError(
                 f"Family {cls.name!r}: transformers {transformers.__version__} builds no model from this config.json "
-                f"(model_type {model_type!r}): {error}"
+                f"(model_type {model_type!r}, {cls.loads}): {error}"
             ) from None
-        built: torch.nn.Module = module.eval()
-        _keep_last_residual(built, _layer_path(cls._layout(built)))
-        return built
+        _keep_last_residual(module, _layer_path(cls._layout(module)))
+        return module
 
     @classmethod
     def forward(cls, module: Any, batch: Mapping[str, Tensor], *, record: bool = False) -> Activations:
@@ -153,6 +149,22 @@ def _library(family: str) -> Any:
             f"Family {family!r} needs the transformers library to run the model: pip install 'ckpt-tools[hf]'."
         ) from None
     return transformers
+
+
+def _bare_module(loads: Any, config: Any) -> torch.nn.Module:
+    """Return a module whose weights are whatever memory held: drawing them takes minutes for large models."""
+    import torch
+    from transformers import initialization
+
+    # Not in the first releases of version 5, which then draw weights that are replaced.
+    no_init_weights = getattr(initialization, "no_init_weights", nullcontext)
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        module = loads.from_config(
+            config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+        )
+    module.tie_weights()
+    built: torch.nn.Module = module.eval()
+    return built
 
 
 def _invalid() -> type[Exception]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.func import functional_call
 
 from ckpt_tools.errors import PluginError, SourceError
 from ckpt_tools.hf import HFFamily, ckpt_families, family_from_toml, load_family_file
+from ckpt_tools.registry import load_registry
 
 FAMILIES: dict[str, Any] = {family.name: family for family in ckpt_families()}
 CONFIG = {
@@ -25,7 +27,16 @@ TOKENS = torch.arange(10).reshape(2, 5)
 
 @pytest.fixture(scope="module")
 def llama() -> Any:
-    return FAMILIES["llama"].build(CONFIG)
+    return drawn(FAMILIES["llama"].build(CONFIG))
+
+
+def drawn(module: Any) -> Any:
+    """Return the module with random weights: a built one has none."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.2, generator=generator)
+    return module
 
 
 def test_families_have_distinct_names_and_model_types() -> None:
@@ -33,6 +44,10 @@ def test_families_have_distinct_names_and_model_types() -> None:
     kinds = [kind for family in families for kind in family.model_types]
     assert len(kinds) == len(set(kinds)) and len(FAMILIES) == len(families)
     assert all(family.__doc__ for family in families)
+
+
+def test_trainers_have_names_of_their_own() -> None:
+    assert set(FAMILIES) < set(load_registry().families())
 
 
 def test_model_types_exist_in_the_library() -> None:
@@ -74,7 +89,10 @@ def test_infinities_of_the_library_are_read() -> None:
     ("config", "message"),
     [
         ({}, "config.json has no model_type"),
-        ({"model_type": "never"}, "builds no model from this config.json \\(model_type 'never'\\)"),
+        (
+            {"model_type": "never"},
+            "builds no model from this config.json \\(model_type 'never', AutoModelForCausalLM\\)",
+        ),
         ({**CONFIG, "hidden_size": "wide"}, "builds no model from this config.json"),
         ({**CONFIG, "num_attention_heads": 5}, "builds no model from this config.json"),
     ],
@@ -82,6 +100,18 @@ def test_infinities_of_the_library_are_read() -> None:
 def test_configurations_that_make_no_model(config: dict[str, Any], message: str) -> None:
     with pytest.raises(SourceError, match=message):
         FAMILIES["llama"].build(config)
+
+
+def test_misspelled_classes_are_named() -> None:
+    family = family_from_toml('model_types = ["llama"]\nloads = "AutoModelForCasualLM"', "mine", "mine.toml")
+    with pytest.raises(SourceError, match="AutoModelForCasualLM"):
+        family.build(CONFIG)
+
+
+def test_large_models_are_built_without_drawing_weights() -> None:
+    start = time.process_time()
+    FAMILIES["llama"].build({**CONFIG, "hidden_size": 1024, "intermediate_size": 8192, "vocab_size": 32000})
+    assert time.process_time() - start < 1.5  # drawing its 120 million weights takes several seconds
 
 
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +173,7 @@ def test_masked_language_models_need_targets() -> None:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    module = family.build({**config, "intermediate_size": 24})
+    module = drawn(family.build({**config, "intermediate_size": 24}))
     with pytest.raises(SourceError, match="its loss needs batch\\['targets'\\]"):
         family.loss(module, {"tokens": TOKENS})
     targets = torch.where(TOKENS % 3 == 0, TOKENS, -100)

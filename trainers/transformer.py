@@ -110,7 +110,7 @@ def attend(scores: Tensor, prior: Tensor, kind: str) -> Tensor:
 class Attention(nn.Module):
     """Queries at the last Q positions of x [B, T, d] to [B, Q, d] and the attention maps [B, h, Q, T].
 
-    `prior` [Q, T] is the log weight of each key for each query.
+    `prior` [Q, T] is the log weight of each key for each query; [B or 1, h or 1, Q, T] tells examples and heads apart.
     """
 
     def __init__(self, c: Config) -> None:
@@ -129,7 +129,7 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        start = x.shape[1] - prior.shape[0]
+        start = x.shape[1] - prior.shape[-2]
         q, k, v = self.split(self.q(x[:, start:])), self.split(self.k(x)), self.split(self.v(x))
         if self.rotary:
             q, k = rotate(q, start), rotate(k)

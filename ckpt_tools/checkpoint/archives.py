@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import SourceError, nearest
 from .keras import open_keras_zip
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .magic import UnknownFormat
 from .npz import open_npz
 from .region import Region
@@ -17,7 +17,7 @@ from .ziprecords import Record, is_zip, locate, read_directory
 __all__ = ["is_zip", "open_archive"]
 
 
-def open_archive(file: LocalFile, head: bytes = b"", part: str = "") -> TensorSource:
+def open_archive(file: ByteFile, head: bytes = b"", part: str = "") -> TensorSource:
     """Return the tensors of a zip archive: PyTorch's, TorchScript, npz, Keras or Stable-Baselines3.
 
     Raises UnknownFormat, naming a few records, for any other.

@@ -7,18 +7,21 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ..errors import FormatError, SourceError, nearest
 from .facts import COUNTERS
+from .location import Location
 from .source import Array, Skip, TensorInfo, TensorSource, key_of
 
 
 @dataclass
 class Opened:
-    """What opening a path found: its sources, which of them serves each tensor (None: whichever has it), and notes."""
+    """What opening a path found: its sources, which of them serves each tensor (None: whichever has it), and notes.
+
+    `origin` is what a remote store says of them: commit, hashes.
+    """
 
     sources: Sequence[TensorSource]
     format: str
@@ -26,6 +29,7 @@ class Opened:
     skipped: list[Skip] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Checkpoint:
@@ -39,7 +43,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         opened: Opened,
         *,
         step: int | None = None,
@@ -54,12 +58,12 @@ class Checkpoint:
         self._owner = _owner(opened)
         self.tensors = opened.sources[0].tensors if self._owner is None else _Merged(self._owner)
         self.aliases = _aliases(opened, self.tensors)
-        self.metadata: Mapping[str, Any] = {k: v for s in reversed(opened.sources) for k, v in s.metadata.items()}
+        said = {key: value for source in reversed(opened.sources) for key, value in source.metadata.items()}
+        self.metadata: Mapping[str, Any] = {**said, **opened.origin}
         self.skipped: list[Skip] = [*(s for source in opened.sources for s in source.skipped), *opened.skipped]
-        inside = self.metadata.get("step")
-        known = [n for n in (step, name_step, inside) if type(n) is int]
+        known = [n for n in (step, name_step, _count(self.metadata.get("step"))) if n is not None]
         self.step = known[0] if known else 0
-        self.notes = [*step_notes(self.step, self.metadata)]
+        self.notes = [*step_notes(self.step, self.label, self.metadata)]
         for source in self._sources:
             source.hashing = hashing
 
@@ -67,6 +71,11 @@ class Checkpoint:
     def bytes_read(self) -> int:
         """Bytes of tensor data read so far."""
         return sum(source.bytes_read for source in self._sources)
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes that crossed a network for the files of weights so far; 0 for local ones."""
+        return sum(source.bytes_transferred for source in self._sources)
 
     @cached_property
     def layout_key(self) -> str:
@@ -104,6 +113,15 @@ class Checkpoint:
         rows = sorted({(i.name, i.dtype, i.shape, self.digest(i.name)) for i in infos})
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Announce the tensors that will be read: a remote checkpoint then fetches neighbours in one request."""
+        wanted: dict[int, tuple[TensorSource, list[str]]] = {}
+        for name in names:
+            source, stored = self._find(name)
+            wanted.setdefault(id(source), (source, []))[1].append(stored)
+        for source, stored_names in wanted.values():
+            source.expect(stored_names)
+
     def close(self) -> None:
         """Release file handles; reading again reopens them."""
         for source in self._sources:
@@ -125,12 +143,21 @@ class Checkpoint:
         return f"<Checkpoint {str(self.path)!r} step {self.step}, {len(self.tensors)} tensors, {self.format}>"
 
 
-def step_notes(step: int, metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a note when a checkpoint counts as another step than its file says inside."""
-    counters = {key: metadata[key] for key in COUNTERS if type(metadata.get(key)) is int}
-    if counters and step not in counters.values():
-        stored = ", ".join(f"{key} {value}" for key, value in counters.items() if key != "step" or len(counters) == 1)
-        yield f"taken as step {step}, but the file says {stored}"
+def step_notes(step: int, label: str, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note when a checkpoint counts as another step than its file says inside, epochs apart from steps."""
+    counters = {key: n for key in COUNTERS if (n := _count(metadata.get(key))) is not None}
+    if metadata.get("step_key", "step") != "step":
+        counters.pop("step", None)  # another one's value under the general name
+    comparable = [n for key, n in counters.items() if ("epoch" in key) == ("epoch" in label.lower())]
+    if comparable and step not in comparable:
+        yield f"taken as step {step}, but the file says {', '.join(f'{key} {n}' for key, n in counters.items())}"
+
+
+def _count(value: Any) -> int | None:
+    """Return a counter, which safetensors keeps as text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    return value if type(value) is int else None
 
 
 class _Merged(Mapping[str, TensorInfo]):

@@ -18,7 +18,9 @@ def key_text(key: Any) -> str:
     """Return a key as part of a name."""
     if isinstance(key, bytes):
         return key.decode("utf-8", "replace")
-    return key if isinstance(key, str) else str(key)[:MAX_NAME]
+    text = key if isinstance(key, str) else str(key)[:MAX_NAME]
+    # Half a surrogate pair can be a key, but stands in no file of results.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_module(node: Any) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from ..errors import FormatError
 from .facts import COUNTERS
 from .inert import Instance
 from .leaves import Leaf, Unreadable
-from .localfile import LocalFile
+from .localfile import ByteFile
+from .location import Location, open_file
 from .pickles import unpickle
 from .raw import Extent
 from .region import Region
@@ -49,9 +49,9 @@ class Box:
     length: int
 
 
-def open_dcp(folder: Path, part: str = "") -> TensorSource:
+def open_dcp(folder: Location, part: str = "") -> TensorSource:
     """Return the tensors of a DCP folder. Raises FormatError for a damaged, incomplete or hostile one."""
-    region = Region.whole(LocalFile(folder / INDEX))
+    region = Region.whole(open_file(folder / INDEX))
     loaded = unpickle(region, builders=TORCH_BUILDERS, scale=_SCALE)
     region.file.close()
     facts = loaded.value.fields if isinstance(loaded.value, Instance) else {}
@@ -64,13 +64,15 @@ def open_dcp(folder: Path, part: str = "") -> TensorSource:
     shards.check({place[0] for place in places.values()})
     unknown = [name for name in loaded.unknown if not name.startswith(_OWN)]
     tree = _nested(leaves, facts.get("planner_data"))
-    return shards.adopt(tree_source(region, tree, "torch.distributed.checkpoint", unknown=unknown, part=part))
+    source = shards.adopt(tree_source(region, tree, "torch.distributed.checkpoint", unknown=unknown, part=part))
+    shards.close()
+    return source
 
 
 _Place = tuple[str, int, int, bool]
 
 
-def _places(folder: Path, stored: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, Any], _Place]]:
+def _places(folder: Location, stored: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, Any], _Place]]:
     """Yield (tensor name, offsets or None) and where that box is stored, in a file checked to be the folder's own."""
     for key, info in stored.items():
         index = key.fields if isinstance(key, Instance) else {}
@@ -175,9 +177,9 @@ class BoxedTensor(Leaf):
 class Shards:
     """The files of a folder, and the archives in them that have been looked into."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self.folder = folder
-        self._files: dict[str, LocalFile] = {}
+        self._files: dict[str, ByteFile] = {}
         self._boxes: dict[Box, StridedSource] = {}
 
     def check(self, names: set[str]) -> None:
@@ -193,7 +195,7 @@ class Shards:
     def region(self, name: str, at: int, length: int) -> Region:
         """Return a part of a file."""
         if name not in self._files:
-            self._files[name] = LocalFile(self.folder / name)
+            self._files[name] = open_file(self.folder / name)
         return Region.whole(self._files[name]).part(at, length)
 
     def rows(self, box: Box, dtype: str, first: int, count: int) -> Array:

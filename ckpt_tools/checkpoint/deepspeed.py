@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
@@ -21,6 +20,7 @@ from .checkpoint import Opened
 from .inert import Instance
 from .leaves import Leaf, StoredTensor
 from .localfile import LocalFile
+from .location import Location, open_file
 from .magic import HEAD
 from .raw import Extent
 from .region import Region
@@ -48,7 +48,7 @@ def is_deepspeed(names: Collection[str]) -> bool:
 
 
 def open_deepspeed(
-    folder: Path, names: Collection[str], open_source: Callable[[Path], TensorSource], part: str = ""
+    folder: Location, names: Collection[str], open_source: Callable[[Location], TensorSource], part: str = ""
 ) -> Opened:
     """Return the weights of a ZeRO folder; `part="fp32"` means the optimizer's float32 copies of them.
 
@@ -71,7 +71,9 @@ def open_deepspeed(
     return Opened([source], source.format)
 
 
-def _whole(folder: Path, names: list[str], optimizer: list[str], open_source: Callable[[Path], TensorSource]) -> Opened:
+def _whole(
+    folder: Location, names: list[str], optimizer: list[str], open_source: Callable[[Location], TensorSource]
+) -> Opened:
     for name in names:
         check_inside(folder, name)
     reason = f"optimizer state; part {FP32!r} opens its float32 copies of the weights"
@@ -93,18 +95,21 @@ class MergedTensor(Leaf):
 class _Partitions:
     """The flat partitions of all ranks, and what they are made of."""
 
-    def __init__(self, folder: Path, states: str, optimizer: list[str]) -> None:
+    def __init__(self, folder: Location, states: str, optimizer: list[str]) -> None:
         if not optimizer:
             raise FormatError(
                 f"{folder} has no files of optimizer states, which alone hold the weights it is asked for."
             )
         if len(optimizer) > _MAX_RANKS:
             raise FormatError(f"{folder}: {len(optimizer):,} ranks; at most {_MAX_RANKS:,} are put together.")
-        self.folder, self.files = folder, [LocalFile(folder / states)]
+        self.folder, self.files = folder, [open_file(folder / states).local()]
         self.model = self._load(states, self.files[0])
         if not isinstance(self.model.get("param_shapes"), (dict, list)):
             raise FormatError(f"{folder / states} does not say which parameters the partitions are made of.")
-        self.stage, self.ranks = 0, [list(self._groups(name)) for name in optimizer]
+        self.stage = self.world = 0
+        self.ranks = [list(self._groups(name)) for name in optimizer]
+        if self.world not in (0, len(optimizer)):
+            raise FormatError(f"{folder}: optimizer states of {len(optimizer)} of {self.world} ranks are there.")
         if len({len(groups) for groups in self.ranks}) != 1:
             raise FormatError(f"{folder}: the ranks have different numbers of groups of parameters.")
 
@@ -131,7 +136,7 @@ class _Partitions:
 
     def _groups(self, name: str) -> Iterator[Piece]:
         """Yield where the flat groups of one rank lie."""
-        file = LocalFile(self.folder / name)
+        file = open_file(self.folder / name).local()
         self.files.append(file)
         state = self._load(name, file).get("optimizer_state_dict")
         found = state if isinstance(state, dict) else {}
@@ -139,6 +144,7 @@ class _Partitions:
         if groups is None:
             raise FormatError(f"{file.path} holds no float32 partitions of the weights.")
         self.stage = _number(found.get("zero_stage"), 3 if "fp32_flat_groups" in found else 2)
+        self.world = _number(found.get("partition_count"), 0)
         for leaf in groups:
             extent = leaf.place("partition", Region.whole(file)) if isinstance(leaf, StoredTensor) else None
             if type(extent) is not Extent or extent.dtype != "float32" or len(extent.shape) != 1:
@@ -181,6 +187,8 @@ class _Partitions:
                 raise FormatError(f"{self.folder}: the partitions end within {name!r}.")
             yield name, JoinedExtent("float32", whole.shape, 0, tuple(pieces))
             at += count
+        if any(sum(part.nbytes for part in rank) != at for rank in self.ranks):
+            raise FormatError(f"{self.folder}: the partitions go on after the last parameter.")
 
     def _cut(self, name: str, shape: tuple[Any, ...], parts: list[Piece], at: int) -> tuple[Extent, int]:
         whole = self._checked(name, shape)
@@ -224,7 +232,9 @@ def _slice(parts: list[Piece], start: int, nbytes: int) -> Iterator[Piece]:
 
 
 def _number(value: Any, default: int) -> int:
-    """Return the stage, which newer versions store as an enumeration."""
+    """Return the stage, which newer versions store as an enumeration, or the ranks, counted per group by some."""
     if isinstance(value, Instance) and value.args:
         value = value.args[0]
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
     return value if type(value) is int else default

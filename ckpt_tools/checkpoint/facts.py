@@ -34,7 +34,7 @@ _DROPPED = object()
 def facts_of(levels: Iterable[Mapping[Any, Any]]) -> dict[str, Any]:
     """Return the numbers and short texts that stand beside the weights, by key; the outermost wins.
 
-    `step` is the first counter that any of them has (`global_step`, `iter_num`, `epoch`, ...), under its own name too.
+    `step` is the first counter that any of them has (`global_step`, `iter_num`, `epoch`, ...), `step_key` its own name.
     """
     found: dict[str, Any] = {}
     for level in levels:
@@ -42,10 +42,8 @@ def facts_of(levels: Iterable[Mapping[Any, Any]]) -> dict[str, Any]:
             plain = _scalar(value)
             if plain is not _DROPPED and isinstance(key, str) and len(key) < 200 and len(found) < 1_000:
                 found.setdefault(key, plain)
-    counter = next((found[key] for key in COUNTERS if type(found.get(key)) is int and found[key] >= 0), None)
-    if counter is not None:
-        found["step"] = counter
-    return found
+    counter = next((key for key in COUNTERS if type(found.get(key)) is int and found[key] >= 0), None)
+    return found if counter is None else {**found, "step": found[counter], "step_key": counter}
 
 
 def config_of(levels: Iterable[Mapping[Any, Any]]) -> dict[str, Any]:

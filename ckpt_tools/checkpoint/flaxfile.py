@@ -17,7 +17,7 @@ from ..errors import FormatError
 from .dtypes import ITEMSIZE
 from .inert import Blob
 from .leaves import Leaf, Unreadable
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .magic import HEAD
 from .raw import Extent
 from .region import Region
@@ -40,7 +40,7 @@ def is_msgpack(head: bytes) -> bool:
     return key < len(head) and head[key] in _TEXT
 
 
-def open_msgpack(file: LocalFile, head: bytes = b"", part: str = "") -> TensorSource:
+def open_msgpack(file: ByteFile, head: bytes = b"", part: str = "") -> TensorSource:
     """Return the arrays of a Flax file. Raises FormatError for a damaged or hostile one."""
     region = Region.whole(file)
     parser = _Parser(region)

@@ -12,10 +12,11 @@ from typing import Any
 from ..errors import CkptError, FormatError, SourceError
 from .checkpoint import Opened
 from .jsondata import parse_object, read_object, read_small
+from .location import Location, RemotePath
 from .log import scan_folder
 from .magic import UnknownFormat
 from .parallel import open_parallel
-from .shards import merge_numbered, open_shards
+from .shards import merge_numbered, numbered, open_shards
 from .source import Skip, TensorSource
 from .steps import count_steps
 
@@ -27,12 +28,13 @@ INDEX = re.compile(r"(.+)\.index\.json")
 _STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|probe)(?![a-z])")
 _WEIGHT_LIKE = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt|h5|hdf5|keras|msgpack|gguf|npz|index\.json)")
 _SNIFFED = 200
+_PEEKED = 4
 
-OpenSource = Callable[[Path], TensorSource]
+OpenSource = Callable[[Location], TensorSource]
 
 
 def open_folder(
-    folder: Path,
+    folder: Location,
     names: Collection[str],
     open_source: OpenSource,
     run: Mapping[str, Any] | None = None,
@@ -55,7 +57,7 @@ def open_folder(
     return opened
 
 
-def _open_weights(folder: Path, names: Collection[str], open_source: OpenSource, part: str) -> Opened:
+def _open_weights(folder: Location, names: Collection[str], open_source: OpenSource, part: str) -> Opened:
     for name, index in zip(WEIGHTS, INDICES, strict=True):
         if name in names:
             source = open_source(folder / name)
@@ -74,10 +76,12 @@ def _open_weights(folder: Path, names: Collection[str], open_source: OpenSource,
     return _open_found(folder, names, open_source)
 
 
-def _open_found(folder: Path, names: Collection[str], open_source: OpenSource) -> Opened:
+def _open_found(folder: Location, names: Collection[str], open_source: OpenSource) -> Opened:
     """Try every file, since content decides: the only one with weights, or a complete numbered set, is opened."""
     candidates = [n for n in names if not n.startswith(".") and not _STATE.match(n) and (folder / n).is_file()]
     candidates.sort(key=lambda name: (not _WEIGHT_LIKE.fullmatch(name), name))
+    if isinstance(folder, RemotePath):
+        candidates = _worth_fetching(folder, candidates)
     found: dict[str, TensorSource] = {}
     refused: dict[str, str] = {}
     for name in candidates[:_SNIFFED]:
@@ -94,7 +98,15 @@ def _open_found(folder: Path, names: Collection[str], open_source: OpenSource) -
     return opened
 
 
-def _nothing_found(folder: Path, names: Collection[str], refused: list[str]) -> SourceError:
+def _worth_fetching(folder: RemotePath, candidates: list[str]) -> list[str]:
+    """Return those that are named like weights: to look into a remote file may mean to download all of it."""
+    likely = [name for name in candidates if _WEIGHT_LIKE.fullmatch(name)]
+    if len(likely) > 1 and numbered(likely) is None:
+        raise _ambiguous(folder, likely, "files that are named like weights")
+    return likely or candidates[:_PEEKED]
+
+
+def _nothing_found(folder: Location, names: Collection[str], refused: list[str]) -> SourceError:
     if not names:
         return SourceError(f"{folder} is an empty folder; expected a checkpoint or step folders in it.")
     folders = [name for name in sorted(names) if not name.startswith(".") and (folder / name).is_dir()]
@@ -105,20 +117,20 @@ def _nothing_found(folder: Path, names: Collection[str], refused: list[str]) -> 
     return FormatError(f"{folder} holds no weights that can be read: {refused[0]}{more}{hint}")
 
 
-def _refuse_trajectory(folder: Path, names: Collection[str]) -> None:
+def _refuse_trajectory(folder: Location, names: Collection[str]) -> None:
     steps = count_steps(names)
     if steps:
         raise SourceError(
             f"{folder} is a trajectory of {steps} checkpoints, not one of them. "
             "Name one of its step folders, or open it as a trajectory."
         )
-    if any(index.records for index in scan_folder(folder, names)):
+    if isinstance(folder, Path) and any(index.records for index in scan_folder(folder, names)):
         raise SourceError(f"{folder} is a run whose checkpoints lie in logs. Open it as a trajectory.")
     if RUN in names:
         raise SourceError(f"{folder} is a run without checkpoints yet. Wait for its first one, or resume its training.")
 
 
-def _ambiguous(folder: Path, names: Collection[str], what: str) -> SourceError:
+def _ambiguous(folder: Location, names: Collection[str], what: str) -> SourceError:
     return SourceError(f"{folder} holds {len(names)} {what}: {_some(sorted(names))}. Name the one to open.")
 
 
@@ -136,7 +148,7 @@ def _left_out(names: Collection[str], opened: Opened) -> Iterator[Skip]:
             yield Skip(name, f"not opened: the weights are read from {min(used)}")
 
 
-def _add_config(opened: Opened, path: Path) -> None:
+def _add_config(opened: Opened, path: Location) -> None:
     try:
         opened.config = _parsed(read_small(path))
     except CkptError as error:
@@ -148,7 +160,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
     return parse_object(data)
 
 
-def _run_beside(folder: Path, has_config: bool) -> Mapping[str, Any] | None:
+def _run_beside(folder: Location, has_config: bool) -> Mapping[str, Any] | None:
     if has_config:
         return None
     path = folder / os.pardir / RUN

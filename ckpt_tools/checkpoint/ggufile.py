@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .raw import Extent
 from .region import Region
 from .source import Array, Skip, TensorSource
@@ -40,7 +40,7 @@ def is_gguf(head: bytes) -> bool:
     return head.startswith(b"GGUF")
 
 
-def open_gguf(file: LocalFile, head: bytes = b"") -> TensorSource:
+def open_gguf(file: ByteFile, head: bytes = b"") -> TensorSource:
     """Return the tensors of a GGUF file, its facts as configuration. Raises FormatError for a damaged or hostile one.
 
     The configuration has the facts under their keys, those of the architecture without its name
@@ -142,13 +142,14 @@ class _Header:
             self.at += count * struct.calcsize(_SCALARS[kind])
         elif kind == _TEXT:
             for _ in range(count):
-                self.at += self.number("<Q")
+                size = self.number("<Q")  # moves `at`, so it must be read before it is added
+                self.at += size
         else:
             raise FormatError(f"{self.region.path}: an array of {count:,} arrays in its header; it is not read.")
         return None
 
 
-def _extent(file: LocalFile, where: str, kind: int, shape: tuple[int, ...], start: int, room: int) -> Extent | str:
+def _extent(file: ByteFile, where: str, kind: int, shape: tuple[int, ...], start: int, room: int) -> Extent | str:
     if kind in _PLAIN:
         return place(where, _PLAIN[kind], shape, None, start, room)
     try:
@@ -176,7 +177,7 @@ def _extent(file: LocalFile, where: str, kind: int, shape: tuple[int, ...], star
 class BlockExtent(PackedExtent):
     """A tensor in blocks of `block` elements that take `block_bytes` bytes each."""
 
-    file: LocalFile | None = None
+    file: ByteFile | None = None
     kind: str = ""
     block: int = 1
     block_bytes: int = 1

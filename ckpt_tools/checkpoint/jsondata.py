@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
-from .localfile import LocalFile
+from .location import Location, open_file
 from .magic import describe
 
 MAX_JSON = 64 * 2**20
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object in `data` (UTF-8). Raises FormatError that says what is wrong, without the file's name."""
+def parse_value(data: bytes) -> Any:
+    """Return the JSON in `data` (UTF-8). Raises FormatError that says what is wrong, without the file's name."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_distinct)
     except RecursionError:
         raise FormatError("the JSON is nested too deeply") from None
     except ValueError as error:
         raise FormatError(f"not valid JSON: {error}") from None
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data` (UTF-8); errors as of `parse_value`."""
+    value = parse_value(data)
     if not isinstance(value, dict):
         raise FormatError(f"the JSON holds {type(value).__name__}, expected an object")
     return value
 
 
-def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+def read_object(path: Location, limit: int = MAX_JSON) -> dict[str, Any]:
     """Return the JSON object stored in a file of at most `limit` bytes; errors name the file."""
     data = read_small(path, limit)
     try:
@@ -41,9 +45,9 @@ def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
         raise FormatError(f"{path} is {kind if kind != 'JSON text' else error}.") from None
 
 
-def read_small(path: Path, limit: int = MAX_JSON) -> bytes:
+def read_small(path: Location, limit: int = MAX_JSON) -> bytes:
     """Return a file's bytes; raises FormatError when there are more than `limit`, SourceError when unreadable."""
-    with closing(LocalFile(path)) as file:
+    with closing(open_file(path)) as file:
         if file.size > limit:
             raise FormatError(f"{path} has {file.size:,} bytes; at most {limit:,} are read of such a file.")
         return file.read(0, file.size)

@@ -18,7 +18,7 @@ from ..errors import CkptError, FormatError
 from .dtypes import DTYPES
 from .jsondata import parse_object
 from .leaves import Leaf, Unreadable
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .magic import UnknownFormat
 from .numpytypes import NumpyType
 from .raw import Extent
@@ -33,6 +33,8 @@ _MAX_OBJECTS = 100_000
 _MAX_DEPTH = 32
 _MAX_CONFIG = 2**22
 _BOMB_RATIO, _BOMB_SIZE = 500, 2**26
+_FILTERS = {1, 2, 3, 4, 5, 6, 32000}
+"""Deflate, shuffle, checksum, szip, n-bit, scale-offset, LZF: what is built in. Others are libraries found by name."""
 
 
 def is_hdf5(head: bytes) -> bool:
@@ -40,7 +42,7 @@ def is_hdf5(head: bytes) -> bool:
     return head.startswith(_MAGIC)
 
 
-def open_hdf5(file: LocalFile, head: bytes = b"", part: str = "") -> TensorSource:
+def open_hdf5(file: ByteFile, head: bytes = b"", part: str = "") -> TensorSource:
     """Return the arrays of an HDF5 file. Raises FormatError for one that is damaged or refers to other files."""
     return _read(Region.whole(file), "HDF5", part)
 
@@ -121,6 +123,10 @@ def _leaf(data: Any, region: Region, path: str) -> Leaf:
     name = NumpyType(data.dtype.str).name
     if name not in DTYPES:
         return Unreadable(f"its dtype {data.dtype.str!r} cannot be read")
+    filters = data.id.get_create_plist()
+    used = {filters.get_filter(number)[0] for number in range(filters.get_nfilters())}
+    if used - _FILTERS:
+        return Unreadable(f"compressed by HDF5 filter {min(used - _FILTERS)}, which would be a program of its own")
     stored = data.id.get_storage_size()
     if data.nbytes > max(_BOMB_SIZE, _BOMB_RATIO * stored):
         return Unreadable(f"its {data.nbytes:,} bytes are {stored:,} stored ones inflated")
@@ -153,11 +159,6 @@ class ChunkedExtent(PackedExtent):
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.packed
-
-    @property
-    def encoding(self) -> str:
-        """How it is packed."""
-        return "HDF5 chunks"
 
     def fetch(self, first: int, out: Array) -> int:
         """Fill `out` with whole rows; see `PackedExtent`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,21 @@ class Unreadable(Leaf):
 
 @dataclass(slots=True, eq=False)
 class Storage:
-    """A run of `nbytes` bytes of a file that tensors share; `offset`, from the file's beginning, may come later."""
+    """A run of `nbytes` bytes of a file that tensors share.
+
+    `offset`, from the file's beginning, may come later, or be looked up by `find` when a tensor needs it.
+    """
 
     dtype: str
     nbytes: int
     offset: int = -1
+    find: Callable[[], int] | None = None
+
+    def locate(self) -> int:
+        """Return the offset, negative when the storage is not in the file."""
+        if self.offset < 0 and self.find is not None:
+            self.offset = self.find()
+        return self.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +70,10 @@ class StoredTensor(Leaf):
         """Return where its bytes lie, or why it cannot be read; see `Leaf`."""
         if type(self.first) is not int or not 0 <= self.first < 2**60:
             raise FormatError(f"{region.path}: tensor {name!r} begins at element {self.first!r:.40} of its storage.")
-        if self.storage.offset < 0:
+        offset, skipped = self.storage.locate(), self.first * self.itemsize
+        if offset < 0:
             raise FormatError(f"{region.path}: the storage of tensor {name!r} is not in the file.")
-        skipped = self.first * self.itemsize
-        start, room = self.storage.offset + skipped, self.storage.nbytes - skipped
+        start, room = offset + skipped, self.storage.nbytes - skipped
         return place(f"{region.path}: tensor {name!r}", self.dtype, self.shape, self.strides, start, room)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import FormatError
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .raw import Extent
 from .source import Array, Skip, TensorSource
 from .strided import PackedExtent, StridedSource
@@ -70,7 +70,7 @@ def is_llama2c(head: bytes) -> bool:
     return found is not None and found[0].plausible
 
 
-def open_llama2c(file: LocalFile, head: bytes) -> TensorSource:
+def open_llama2c(file: ByteFile, head: bytes) -> TensorSource:
     """Return the weights of a llama2.c file. Raises FormatError when sizes and file do not agree."""
     if head.startswith(_MAGIC):
         return _open_new(file, head)
@@ -94,7 +94,7 @@ def _old_sizes(head: bytes) -> tuple[_Sizes, bool] | None:
     return _Sizes._make((*sizes, abs(vocabulary), length)), vocabulary > 0
 
 
-def _open_new(file: LocalFile, head: bytes) -> TensorSource:
+def _open_new(file: ByteFile, head: bytes) -> TensorSource:
     if len(head) < _HEADER:
         raise FormatError(f"{file.path} is truncated: a llama2.c file has a header of {_HEADER} bytes.")
     version, *stored, tied, group = struct.unpack("<i7iBi", head[4:41])
@@ -112,7 +112,7 @@ def _kind(sizes: _Sizes, kinds: tuple[str, ...]) -> Iterator[str]:
     return (f"layers.{layer}.{kind}" for kind in kinds for layer in range(sizes.n_layers))
 
 
-def _lay(file: LocalFile, sizes: _Sizes, names: list[str], at: int, group: int = 0) -> tuple[dict[str, Extent], int]:
+def _lay(file: ByteFile, sizes: _Sizes, names: list[str], at: int, group: int = 0) -> tuple[dict[str, Extent], int]:
     """Return where the tensors lie that follow each other from byte `at`, and where they end."""
     extents: dict[str, Extent] = {}
     for name in names:
@@ -127,7 +127,7 @@ def _lay(file: LocalFile, sizes: _Sizes, names: list[str], at: int, group: int =
 
 
 def _source(
-    file: LocalFile, sizes: _Sizes, extents: dict[str, Extent], end: int, tied: bool, name: str, skipped: list[Skip]
+    file: ByteFile, sizes: _Sizes, extents: dict[str, Extent], end: int, tied: bool, name: str, skipped: list[Skip]
 ) -> TensorSource:
     if end != file.size:
         raise FormatError(f"{file.path} looks like a {name} file, which has {end:,} bytes, not {file.size:,}.")
@@ -141,7 +141,7 @@ def _source(
 class GroupExtent(PackedExtent):
     """int8 values, then one float32 scale per group of them."""
 
-    file: LocalFile | None = None
+    file: ByteFile | None = None
     group: int = 1
 
     @property

@@ -1,4 +1,4 @@
-"""A local file read at offsets.
+"""A file read at offsets: what every reader asks of one, and the local kind.
 
 `pread` and never mmap: a file truncated while it is mapped kills the process with SIGBUS, and mapped pages count as
 memory. Handles are opened on demand, so a thousand listed checkpoints hold no descriptors.
@@ -8,11 +8,45 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import FormatError, SourceError
 
+if TYPE_CHECKING:
+    from .location import Location
+
 _CHUNK = 2**30  # Linux moves at most 0x7ffff000 bytes per call
+
+
+class ByteFile(Protocol):
+    """Bytes at offsets, local or remote; `transferred` are those that crossed a network for it."""
+
+    @property
+    def path(self) -> Location: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def transferred(self) -> int: ...
+
+    def head(self, count: int) -> bytes:
+        """Return the first `count` bytes, or the whole file when it is shorter."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return exactly `count` bytes."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (contiguous bytes) from `offset`."""
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Be told which `(offset, count)` will be read, so that neighbours can be fetched together."""
+
+    def local(self) -> LocalFile:
+        """Return the file as one on this machine's disk, copied there first if need be."""
+
+    def close(self) -> None:
+        """Release what is held; reading again reopens the file if it is still the same one."""
 
 
 class LocalFile:
@@ -23,6 +57,7 @@ class LocalFile:
     """
 
     __slots__ = ("_fd", "_stamp", "path", "size")
+    transferred = 0
 
     def __init__(self, path: Path) -> None:
         self._fd = -1
@@ -76,6 +111,13 @@ class LocalFile:
             if not got:
                 raise self._short(offset, len(buffer), done)
             done += got
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Do nothing: the system reads ahead by itself."""
+
+    def local(self) -> LocalFile:
+        """Return the file itself."""
+        return self
 
     def _pread(self, count: int, offset: int) -> bytes:
         if self._fd < 0:

@@ -6,13 +6,13 @@ A log is a row of records, a record a frame of 48 bytes (little-endian) and then
     serial  8  counts the records of a run: of two records of one step the later one counts
     step    8
     length  8  bytes that follow the frame
-    sum     8  their 8-byte words added modulo 2^64, zeros completing the last word
-    zero    4
+    sum     8  of their 8-byte words, zeros completing the last one, the words 0, every, 2 every, ... added modulo 2^64
+    every   4  1, or 64 for steps so short that one word of each 512-byte sector must do
     crc     4  CRC-32 of the 44 bytes before
 
 Only frames are read to list a log, so a record is found whole when its frame is intact and the file reaches its end.
-The sum is compared by whoever reads a record whole (`record_fault`), not by each lazy read of a tensor. A CRC-32 of the
-data would cost as much as writing it; the sum misses nothing but words that changed places.
+The sum is compared by whoever reads a record whole (`record_fault`), not by each lazy read of a tensor. A CRC-32 of all
+data would cost as much as writing it, twice what a 6 ms step can spare; what disks lose, they lose in sectors.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _NAME = re.compile(r"log-\d{1,18}(?:-\d{1,9})?\.stlog", re.ASCII)
 _MAX_STEP = 10**18
 _CHUNK = 2**20
 _WORD = np.dtype("<u8")
-_LARGE = 4096
-_add = np.add.reduce
+SECTOR = 64
+"""Words in a sector of 512 bytes."""
 
 
 class Record(NamedTuple):
@@ -56,6 +56,7 @@ class Record(NamedTuple):
     offset: int
     length: int
     sum: int
+    every: int
 
 
 @dataclass(frozen=True)
@@ -102,40 +103,49 @@ def is_log(head: bytes) -> bool:
     return head.startswith(MAGIC)
 
 
-def frame(serial: int, step: int, length: int, total: int) -> bytes:
-    """Return the frame of a record whose bytes have the checksum `total`."""
-    fields = _FIELDS.pack(MAGIC, serial, step, length, total, 0)
+def frame(serial: int, step: int, length: int, total: int, every: int = 1) -> bytes:
+    """Return the frame of a record; `total` is the sum of its words 0, `every`, 2 `every`, ..."""
+    fields = _FIELDS.pack(MAGIC, serial, step, length, total, every)
     return fields + _CRC.pack(zlib.crc32(fields))
 
 
-def checksum(parts: Sequence[memoryview]) -> int:
-    """Return the sum of the little-endian 8-byte words of all parts, joined, modulo 2^64."""
-    return Words().sum(parts)
+def checksum(data: memoryview | bytes, every: int = 1) -> int:
+    """Return the sum modulo 2^64 of every so many 8-byte words, little-endian; zeros complete the last word."""
+    whole = len(data) // _WORD.itemsize * _WORD.itemsize
+    words = np.frombuffer(data[:whole], _WORD)[::every]
+    rest = int.from_bytes(data[whole:], "little") if whole // _WORD.itemsize % every == 0 else 0
+    return (int(np.add.reduce(words)) + rest) % 2**64
 
 
-class Words:
-    """Parts of memory seen as 8-byte words; the view of the last list of parts is kept for its next sum."""
+class SectorSum:
+    """The checksum of memory in parts, of one word in each sector; what it looks at is kept for the same list of parts.
+
+    Parts that end within a word are joined with those behind them, so they should come last.
+    """
 
     def __init__(self) -> None:
         self._parts: Sequence[memoryview] = ()
-        self._large: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
-        self._rest: list[memoryview] = []
+        self._words: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+        self._tail: tuple[Sequence[memoryview], int] = (), 0
 
-    def sum(self, parts: Sequence[memoryview]) -> int:
-        """Return the checksum of parts that may hold other bytes than before."""
+    def __call__(self, parts: Sequence[memoryview]) -> int:
         if parts is not self._parts:
             self._parts = parts
-            self._look(parts)
-        rest = b"".join(self._rest)
-        rest += bytes(-len(rest) % _WORD.itemsize)
-        return sum(int(_add(words)) for words in (*self._large, np.frombuffer(rest, _WORD))) % 2**64
+            self._look()
+        tail, skip = self._tail
+        total = int(np.add.reduce(np.concatenate(self._words))) if self._words else 0
+        return (total + (checksum(b"".join(tail)[skip:], SECTOR) if tail else 0)) % 2**64
 
-    def _look(self, parts: Sequence[memoryview]) -> None:
-        """Sort parts into large ones and those that are cheaper to join; the last come in order, as they may be odd."""
-        whole = next((at for at, part in enumerate(parts) if len(part) % _WORD.itemsize), len(parts))
-        small = [part for part in parts[:whole] if len(part) < _LARGE]
-        self._large = [np.frombuffer(part, _WORD) for part in parts[:whole] if len(part) >= _LARGE]
-        self._rest = [*small, *parts[whole:]]
+    def _look(self) -> None:
+        offset, self._words, self._tail = 0, [], ((), 0)
+        for at, part in enumerate(self._parts):
+            skip = -offset % (SECTOR * _WORD.itemsize)
+            if len(part) % _WORD.itemsize:
+                self._tail = self._parts[at:], skip
+                return
+            if len(part) > skip:
+                self._words.append(np.frombuffer(part, _WORD)[skip // _WORD.itemsize :: SECTOR])
+            offset += len(part)
 
 
 def scan(path: Path) -> LogIndex:
@@ -154,12 +164,12 @@ def _record_at(file: LocalFile, at: int, size: int) -> Record | None:
     if size - at < FRAME_BYTES:
         return None
     data = file.read(at, FRAME_BYTES)
-    magic, serial, step, length, total, _ = _FIELDS.unpack_from(data)
+    magic, serial, step, length, total, every = _FIELDS.unpack_from(data)
     if magic != MAGIC or _CRC.unpack_from(data, _FIELDS.size)[0] != zlib.crc32(data[: _FIELDS.size]):
         return None
-    if length < _LEAST or step > _MAX_STEP:
+    if length < _LEAST or step > _MAX_STEP or every not in (1, SECTOR):
         return None
-    return Record(serial, step, at + FRAME_BYTES, length, total)
+    return Record(serial, step, at + FRAME_BYTES, length, total, every)
 
 
 def scan_if_log(path: Path) -> LogIndex | None:
@@ -214,7 +224,7 @@ class Span(NamedTuple):
     length: int
 
     def blocks(self) -> Iterator[memoryview]:
-        """Yield the bytes in blocks whose lengths are multiples of 8 but for the last; each replaces the one before."""
+        """Yield the bytes in blocks of whole sectors but for the last; each replaces the one before."""
         with closing(LogFile(self.path)) as file:
             block = memoryview(bytearray(min(_CHUNK, self.length)))
             for at in range(0, self.length, max(1, len(block))):
@@ -222,9 +232,9 @@ class Span(NamedTuple):
                 file.read_into(self.offset + at, part)
                 yield part
 
-    def sum(self) -> int:
+    def sum(self, every: int = 1) -> int:
         """Return the checksum of the bytes."""
-        return sum(checksum([part]) for part in self.blocks()) % 2**64
+        return sum(checksum(part, every) for part in self.blocks()) % 2**64
 
 
 def record_span(path: Path, record: Record) -> Span:
@@ -235,7 +245,7 @@ def record_span(path: Path, record: Record) -> Span:
 def record_fault(path: Path, record: Record) -> str:
     """Return what is wrong with a record read whole, "" when its bytes are those that were written."""
     try:
-        if record_span(path, record).sum() != record.sum:
+        if record_span(path, record).sum(record.every) != record.sum:
             return f"{path}, step {record.step}: the bytes from {record.offset:,} on are not those that were written"
         open_record(path, record)
     except FormatError as error:

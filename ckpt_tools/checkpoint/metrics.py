@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, SourceError
 from .jsondata import parse_object
+from .location import Location
 
 METRICS = "metrics.jsonl"
 
 
-def read_metrics(file: Path, steps: Sequence[int]) -> dict[str, list[float]]:
+def read_metrics(file: Location, steps: Sequence[int]) -> dict[str, list[float]]:
     """Return `{metric: one number per step}`, NaN where a step has none; metrics that no such step has are absent.
 
     Several lines of a step are merged, the later one wins. A last line torn by a kill is left out; any other damage
@@ -29,7 +29,7 @@ def read_metrics(file: Path, steps: Sequence[int]) -> dict[str, list[float]]:
     return found
 
 
-def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         lines = file.open("rb")
     except OSError as error:

@@ -95,7 +95,7 @@ def _descend(walker: Walker, node: Any, chosen: Chosen, part: str) -> Any:
         way = asked or _way(bearing, loop, not chosen.path, len(inner))
         if way is None:
             _note(chosen, {key: bearing[key] for key in loop}, loop)
-            return {key: child for key, child in bearing.items() if key not in loop}
+            return {key: child for key, child in bearing.items() if key not in loop} if loop else node
         _note(chosen, {key: child for key, child in bearing.items() if key != way}, loop)
         node, chosen.path = bearing[way], (*chosen.path, way)
     return node
@@ -106,8 +106,13 @@ def _of_the_loop(key: str, child: Any) -> str:
         return "optimizer state"
     if isinstance(child, Leaf):
         # Among the dotted names of a state dict nothing is of the loop: `opt.weight` is a layer's.
-        return "" if "." in key else loop_reason(key) or ("figures" if _FIGURES.fullmatch(key.lower()) else "")
+        return "" if "." in key else loop_reason(key) or _figure(key, child)
     return loop_reason(key)
+
+
+def _figure(key: str, leaf: Leaf) -> str:
+    shape = getattr(getattr(leaf, "extent", leaf), "shape", ())
+    return "figures" if _FIGURES.fullmatch(key.lower()) and shape in ((), (1,)) else ""
 
 
 def _asked(boxes: Mapping[str, Any], part: str) -> str | None:

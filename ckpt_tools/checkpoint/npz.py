@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import FormatError
 from .dtypes import DTYPES, ITEMSIZE
 from .leaves import Leaf, Unreadable
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .numpytypes import NumpyType, fortran_strides
 from .raw import Extent
 from .region import Region
@@ -38,7 +38,7 @@ def is_npy(head: bytes) -> bool:
     return head.startswith(_MAGIC)
 
 
-def open_npy(file: LocalFile, head: bytes = b"") -> TensorSource:
+def open_npy(file: ByteFile, head: bytes = b"") -> TensorSource:
     """Return the one array of a `.npy` file, named like the file. Raises NoWeights when it holds no floats."""
     region = Region.whole(file)
     name = file.path.name.removesuffix(".npy")
@@ -123,11 +123,6 @@ class InflatedExtent(PackedExtent):
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.packed
-
-    @property
-    def encoding(self) -> str:
-        """How it is packed."""
-        return "deflated"
 
     def fetch(self, first: int, out: Array) -> int:
         """Fill `out` block by block; see `PackedExtent`."""

@@ -13,15 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError, nearest
+from ..errors import FormatError, SourceError, nearest
 from .archives import is_zip, open_archive
 from .checkpoint import Checkpoint, Opened
+from .dcp import INDEX
 from .flaxfile import is_msgpack, open_msgpack
 from .folder import CONFIG, WEIGHTS, add_run, open_folder
 from .ggufile import is_gguf, open_gguf
 from .keras import is_hdf5, open_hdf5
 from .llama2c import is_llama2c, open_llama2c
-from .localfile import LocalFile
+from .location import SCHEMES, Location, RemotePath, located, open_file
 from .log import Record, is_log, open_log, open_record
 from .magic import HEAD, UnknownFormat, describe
 from .npz import is_npy, open_npy
@@ -39,17 +40,19 @@ class FileFormat:
     """A format recognised by the first bytes of a file (up to `magic.HEAD` of them).
 
     Files `in_parts` may hold more than one set of weights; `open` then takes the part's name besides file and head.
+    It is given a LocalFile, to which remote files are copied first; with `ranged`, whatever ByteFile it is.
     """
 
     name: str
     detect: Callable[[bytes], bool]
     open: Callable[..., TensorSource]
     in_parts: bool = False
+    ranged: bool = False
 
 
 # llama2.c comes last: it has no magic number, only sizes that make sense.
 FILE_FORMATS: tuple[FileFormat, ...] = (
-    FileFormat("safetensors", is_safetensors, open_safetensors),
+    FileFormat("safetensors", is_safetensors, open_safetensors, ranged=True),
     FileFormat("safetensors log", is_log, open_log),
     FileFormat("zip archives (torch, TorchScript, npz, Keras, Stable-Baselines3)", is_zip, open_archive, True),
     FileFormat("legacy torch", is_torch_legacy, open_torch_legacy, True),
@@ -57,31 +60,33 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     FileFormat("pickled arrays", is_pickle, open_pickle, True),
     FileFormat("npy", is_npy, open_npy),
     FileFormat("HDF5", is_hdf5, open_hdf5, True),
-    FileFormat("GGUF", is_gguf, open_gguf),
+    FileFormat("GGUF", is_gguf, open_gguf, ranged=True),
     FileFormat("Flax msgpack", is_msgpack, open_msgpack, True),
     FileFormat("llama2.c", is_llama2c, open_llama2c),
 )
 
 
 def open_checkpoint(
-    path: str | Path,
+    path: str | Location,
     *,
     step: int | None = None,
     label: str = "",
     run: Mapping[str, Any] | None = None,
     hashing: bool = False,
     part: str = "",
+    cache_size: int | None = None,
 ) -> Checkpoint:
-    """Return the checkpoint in a file or folder: its tensors are listed, none is read.
+    """Return the checkpoint in a file or folder, or at a URL: its tensors are listed, none is read.
 
     `step` defaults to the number in the name (`checkpoint-128`), else 0. `run` is the run.json it belongs to, found
     beside the folder when not given. `hashing` takes digests while tensors are read. `part` chooses among several sets
     of weights in a file ("ema": the averaged ones); what there is besides the main one is listed in `skipped`. Raises
-    SourceError when there is nothing to open, FormatError that says what was found when it cannot be read.
+    SourceError when there is nothing to open, FormatError that says what was found when it cannot be read. `cache_size`
+    bounds in bytes what is kept of remote files that cannot be read in parts.
     """
-    path = Path(path) if isinstance(path, str) else path
+    path = located(path, cache_size)
     named = path.parent if path.name in WEIGHTS else path
-    name = named.name if named.name not in ("", "..") else Path(os.path.abspath(named)).name
+    name = named.name if named.name not in ("", "..") else Path(os.path.abspath(str(named))).name
 
     def make(opened: Opened) -> Checkpoint:
         return Checkpoint(path, opened, step=step, name_step=step_in_name(name), label=label or name, hashing=hashing)
@@ -107,30 +112,41 @@ def _viewed(make: Callable[[Opened], Checkpoint], opened: Opened) -> Checkpoint:
     if not renamed and quantised is None:
         return checkpoint
     view = ViewSource(checkpoint, renamed, quantised)
-    return make(Opened([view], view.format, config=checkpoint.config))
+    return make(Opened([view], view.format, config=checkpoint.config, origin=opened.origin))
 
 
-def _open(path: Path, run: Mapping[str, Any] | None, part: str) -> Opened:
+def _open(path: Location, run: Mapping[str, Any] | None, part: str) -> Opened:
+    opened, folder = _opened(path, run, part), path
+    if isinstance(path, RemotePath):
+        folder = path if path.is_dir() else path.parent
+        opened.origin = path.store.facts([source.path.name for source in opened.sources], folder.inner)
+    return opened
+
+
+def _opened(path: Location, run: Mapping[str, Any] | None, part: str) -> Opened:
     names = list_folder(path)
     if names is not None:
         return open_folder(path, names, partial(open_source, part=part), run, part)
     if path.name in WEIGHTS:  # part of a folder that somebody named by its main file
         beside = [name for name in (path.name, CONFIG) if (path.parent / name).exists()]
         return open_folder(path.parent, beside, partial(open_source, part=part), run)
+    if (path.name == INDEX or path.name.endswith(".distcp")) and (path.parent / INDEX).is_file():
+        raise FormatError(f"{path} is part of a torch.distributed.checkpoint folder; open the folder {path.parent}.")
     source = open_source(path, part)
     return Opened([source], source.format)
 
 
-def open_source(path: Path, part: str = "") -> TensorSource:
+def open_source(path: Location, part: str = "") -> TensorSource:
     """Return the tensors of a single file, or those of one of its parts; it is closed again until one is read."""
-    file = LocalFile(path)
+    file = open_file(path)
     try:
         head = file.head(HEAD)
         for known in FILE_FORMATS:
             if known.detect(head):
                 if part and not known.in_parts:
                     raise SourceError(f"{path}: a {known.name} file has one set of weights, so no part {part!r}.")
-                return known.open(file, head, part) if known.in_parts else known.open(file, head)
+                given = file if known.ranged else file.local()
+                return known.open(given, head, part) if known.in_parts else known.open(given, head)
     finally:
         file.close()
     supported = ", ".join(known.name for known in FILE_FORMATS)
@@ -139,8 +155,11 @@ def open_source(path: Path, part: str = "") -> TensorSource:
     )
 
 
-def list_folder(path: Path) -> set[str] | None:
+def list_folder(path: Location) -> set[str] | None:
     """Return the names in a folder, None when `path` is a file. Raises SourceError when it is neither."""
+    if isinstance(path, RemotePath):
+        names = path.names()
+        return None if names is None else set(names)
     try:
         return set(os.listdir(path))
     except NotADirectoryError:
@@ -153,8 +172,8 @@ def list_folder(path: Path) -> set[str] | None:
 
 def missing(path: Path) -> SourceError:
     """Return the error for a path that does not exist: where it ends, and the nearest name that is there."""
-    if "://" in str(path) or str(path).split(":/")[0] in ("hf", "http", "https", "s3", "gs"):
-        return SourceError(f"{path} is not a local path; download it first.")
+    if ":/" in str(path):
+        return SourceError(f"{path} is no local path, and its scheme is not read; known: {', '.join(SCHEMES)}.")
     if path.is_symlink():
         return SourceError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
     absolute = Path(os.path.abspath(path))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from ..errors import CkptError, FormatError
 from .checkpoint import Opened
 from .dcp import INDEX, open_dcp
 from .deepspeed import is_deepspeed, open_deepspeed
 from .jsondata import read_small
+from .location import Location
 from .shards import check_inside, check_name
 from .source import TensorSource
 
@@ -21,7 +21,7 @@ _TENSORFLOW = re.compile(r"saved_model\.pb|.*\.data-\d{5}-of-\d{5}")
 
 
 def open_parallel(
-    folder: Path, names: Collection[str], open_source: Callable[[Path], TensorSource], part: str = ""
+    folder: Location, names: Collection[str], open_source: Callable[[Location], TensorSource], part: str = ""
 ) -> Opened | None:
     """Return the weights in a folder of torch.distributed.checkpoint or DeepSpeed, None for any other folder.
 
@@ -48,7 +48,7 @@ def open_parallel(
     return None
 
 
-def _inside(folder: Path, names: Collection[str]) -> Path | None:
+def _inside(folder: Location, names: Collection[str]) -> Location | None:
     """Return the folder within the folder that holds the weights: FSDP's, or what DeepSpeed's `latest` names."""
     found = [n for n in names if _INNER.fullmatch(n) and (folder / n / INDEX).is_file()]
     if len(found) == 1 and INDEX not in names:

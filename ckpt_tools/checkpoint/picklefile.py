@@ -6,7 +6,7 @@ from typing import Any
 
 from .inert import Blob, Builder
 from .leaves import Storage, Unreadable
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .pickles import unpickle
 from .region import Region
 from .source import TensorSource
@@ -23,7 +23,7 @@ def is_pickle(head: bytes) -> bool:
     return head.startswith(_PROTOCOLS) or head.startswith(_OLD)
 
 
-def open_pickle(file: LocalFile, head: bytes = b"", part: str = "") -> TensorSource:
+def open_pickle(file: ByteFile, head: bytes = b"", part: str = "") -> TensorSource:
     """Return the arrays in a pickle, which stay in the file until read. Raises FormatError for a damaged one."""
     region = Region.whole(file)
     known: dict[Blob, Any] = {}

@@ -110,8 +110,9 @@ class Machine:
         builder = self.builders.get(name)
         if builder is not None:
             # A builder may copy its arguments, and one long argument can be given to millions of calls.
-            self.copied += sum(len(arg) for arg in args if isinstance(arg, (str, bytes, list, dict, tuple)))
-            if self.copied > MAX_BYTES:
+            self.copied += sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
+            self.copied += sum(8 * len(arg) for arg in args if isinstance(arg, (list, dict, tuple)))
+            if self.copied > 2 * MAX_BYTES:
                 raise ValueError("it repeats itself too often")
             return builder(name, args)
         self.unknown.add(name)

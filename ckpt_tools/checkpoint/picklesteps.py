@@ -127,8 +127,11 @@ def _old_text(data: bytes) -> str | bytes:
 
 @_on(b"c")
 def _global(m: Machine) -> None:
-    module, name = m.stream.line(), m.stream.line()
-    m.stack.append(Global(module.decode(), name.decode()))
+    module, name = m.stream.line().decode(), m.stream.line().decode()
+    m.stack.append(Global(_PYTHON_3.get(module, module), name))
+
+
+_PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 @_on(b"\x93")

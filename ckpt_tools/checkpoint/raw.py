@@ -6,21 +6,22 @@ Most formats come down to this once their index is parsed; a reader of such a fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import SourceError, nearest
 from .dtypes import DTYPES, ITEMSIZE, decode
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .source import Array, TensorInfo, TensorSource, as_bytes
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+    from .location import Location
 
 BLOCK = 2**21
 """Bytes read at once when elements must be decoded: small enough to stay in cache, so a copy costs little."""
@@ -41,7 +42,7 @@ class Extent:
 
     @property
     def encoding(self) -> str:
-        """How the numbers are packed, empty for plain ones; see `TensorInfo`."""
+        """How the numbers are quantised, empty for plain ones; see `TensorInfo`."""
         return ""
 
 
@@ -50,7 +51,7 @@ class TensorTable(Mapping[str, TensorInfo]):
 
     __slots__ = ("_extents", "_file")
 
-    def __init__(self, extents: Mapping[str, Extent], file: Path) -> None:
+    def __init__(self, extents: Mapping[str, Extent], file: Location) -> None:
         self._extents, self._file = extents, file
 
     def __getitem__(self, name: str) -> TensorInfo:
@@ -70,7 +71,7 @@ class TensorTable(Mapping[str, TensorInfo]):
 class RawSource(TensorSource):
     """A source of extents in one file, read with one `pread` per request (blocks of 2 MiB where decoding is needed)."""
 
-    def __init__(self, file: LocalFile, extents: Mapping[str, Extent], base: int, **fields: Any) -> None:
+    def __init__(self, file: ByteFile, extents: Mapping[str, Extent], base: int, **fields: Any) -> None:
         super().__init__(path=file.path, tensors=TensorTable(extents, file.path), **fields)
         self.file, self.extents, self.base = file, extents, base
         self._running: dict[str, tuple[int, Hash]] = {}
@@ -108,6 +109,16 @@ class RawSource(TensorSource):
                 sha.update(as_bytes(raw))
             self.digests[name] = sha.hexdigest()
         return self.digests[name]
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes that crossed a network for this source so far."""
+        return self.file.transferred
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Be told which tensors will be read, so that neighbours can be fetched together."""
+        wanted = (self.extents[name] for name in names)
+        self.file.expect((self.base + extent.offset, extent.nbytes) for extent in wanted)
 
     def close(self) -> None:
         """Release the file handle."""
@@ -157,6 +168,7 @@ class RawSource(TensorSource):
     def _blocks(self, extent: Extent, first: int, count: int) -> Iterator[tuple[int, Array]]:
         """Yield (index of the block's first element, elements as stored); the array is reused for the next block."""
         stored = DTYPES[extent.dtype].stored
+        self.file.expect([(self.base + extent.offset + first * stored.itemsize, count * stored.itemsize)])
         scratch = np.empty(min(count, BLOCK // stored.itemsize), stored)
         for at in range(0, count, max(1, len(scratch))):
             raw = scratch[: count - at]

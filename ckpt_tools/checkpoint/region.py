@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import FormatError
-from .localfile import LocalFile
+from .localfile import ByteFile
+from .location import Location
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
     """`size` bytes from `base` of a file; offsets given to its methods count from `base`, and never leave it."""
 
-    file: LocalFile
+    file: ByteFile
     base: int
     size: int
 
     @classmethod
-    def whole(cls, file: LocalFile) -> Region:
+    def whole(cls, file: ByteFile) -> Region:
         """Return the region of a whole file."""
         return cls(file, 0, file.size)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """The file's path, for messages."""
         return self.file.path
 

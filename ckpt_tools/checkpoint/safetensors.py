@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import FormatError
 from .dtypes import DTYPES, SAFETENSORS, SUB_BYTE_BITS
 from .jsondata import parse_object, short
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .raw import Extent, RawSource, TensorTable
 from .source import Skip, key_of
 
@@ -49,7 +49,7 @@ class Header:
 class SafetensorsSource(RawSource):
     """The tensors of one safetensors file."""
 
-    def __init__(self, file: LocalFile, header: Header, base: int) -> None:
+    def __init__(self, file: ByteFile, header: Header, base: int) -> None:
         super().__init__(file, header.extents, base, format="safetensors")
         self.header = header
         self.aliases, self.metadata, self.skipped = header.aliases, header.metadata, list(header.skipped)
@@ -65,7 +65,7 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def open_safetensors(
-    file: LocalFile, head: bytes = b"", *, base: int = 0, size: int | None = None, max_header: int = MAX_HEADER
+    file: ByteFile, head: bytes = b"", *, base: int = 0, size: int | None = None, max_header: int = MAX_HEADER
 ) -> SafetensorsSource:
     """Return the tensors of a safetensors file, or of `size` bytes at `base` inside a larger one.
 
@@ -85,7 +85,7 @@ def open_safetensors(
     return SafetensorsSource(file, header, base + 8 + len(text))
 
 
-def _header_bytes(file: LocalFile, head: bytes, base: int, size: int, limit: int) -> bytes:
+def _header_bytes(file: ByteFile, head: bytes, base: int, size: int, limit: int) -> bytes:
     if size < 10:
         raise FormatError(f"{file.path}: {size} bytes are too few for a safetensors file; the save was cut short.")
     length = int.from_bytes(head[:8] if len(head) >= 8 else file.read(base, 8), "little")

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from ..errors import FormatError
 from .checkpoint import Opened
 from .jsondata import parse_object, read_small
+from .location import Location
 from .magic import describe
 from .source import Skip, TensorSource
 
@@ -27,7 +28,7 @@ _FORBIDDEN = re.compile(r"[/\\:\x00-\x1f\x7f]")
 
 
 def open_shards(
-    folder: Path, index: str, present: Collection[str], open_source: Callable[[Path], TensorSource]
+    folder: Location, index: str, present: Collection[str], open_source: Callable[[Location], TensorSource]
 ) -> Opened:
     """Return the shards that the folder's file `index` names, all of them or none.
 
@@ -56,7 +57,7 @@ def open_shards(
     return Opened(list(sources.values()), f"sharded {kinds}", owner, extra)
 
 
-def read_index(path: Path) -> Mapping[str, str]:
+def read_index(path: Location) -> Mapping[str, str]:
     """Return the index's `{tensor name: shard file name}`, checked to be text; errors name the index."""
     data = read_small(path)
     try:
@@ -74,13 +75,13 @@ def _weight_map(data: bytes) -> Mapping[str, str]:
     return MappingProxyType(weight_map)
 
 
-def check_name(index: Path, shard: str) -> None:
+def check_name(index: Location, shard: str) -> None:
     """Raise FormatError when what an index names is not the plain name of a file beside it."""
     if shard in ("", ".", "..") or _FORBIDDEN.search(shard):
         raise FormatError(f"{index} names the shard {shard!r}; a shard must be the plain name of a file beside it.")
 
 
-def _check_present(index: Path, weight_map: Mapping[str, str], present: Collection[str]) -> None:
+def _check_present(index: Location, weight_map: Mapping[str, str], present: Collection[str]) -> None:
     counts = Counter(weight_map.values())
     missing = sorted(set(counts) - set(present))
     if missing:
@@ -93,10 +94,10 @@ def _check_present(index: Path, weight_map: Mapping[str, str], present: Collecti
         )
 
 
-def check_inside(folder: Path, name: str) -> None:
+def check_inside(folder: Location, name: str) -> None:
     """Raise FormatError when a file of the folder is a link to a place that is not its own."""
     path = folder / name
-    if not path.is_symlink():
+    if not (isinstance(folder, Path) and isinstance(path, Path) and path.is_symlink()):
         return
     real, root = path.resolve(), folder.resolve()
     if real.parent == root or (real.parent in _blob_folders(root) and _BLOB.fullmatch(real.name)):
@@ -108,7 +109,7 @@ def _blob_folders(root: Path) -> list[Path]:
     return [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
 
 
-def _check_held(index: Path, weight_map: Mapping[str, str], sources: Mapping[str, TensorSource]) -> None:
+def _check_held(index: Location, weight_map: Mapping[str, str], sources: Mapping[str, TensorSource]) -> None:
     held = {shard: {*source.tensors, *(s.name for s in source.skipped)} for shard, source in sources.items()}
     for name, shard in weight_map.items():
         if name not in held[shard]:
@@ -119,18 +120,24 @@ def _check_held(index: Path, weight_map: Mapping[str, str], sources: Mapping[str
             )
 
 
-def merge_numbered(folder: Path, found: Mapping[str, TensorSource]) -> Opened | None:
+def numbered(names: Collection[str]) -> list[re.Match[str]] | None:
+    """Return how the names fit `stem-00001-of-00004.ext`, None unless all of them belong to one such series."""
+    matches = [m for m in map(_NUMBERED.fullmatch, sorted(names)) if m]
+    series = {(m["stem"], int(m["total"]), m["ext"]) for m in matches}
+    return matches if len(series) == 1 and len(matches) == len(names) else None
+
+
+def merge_numbered(folder: Location, found: Mapping[str, TensorSource]) -> Opened | None:
     """Return files named `stem-00001-of-00004.ext` as one, or the only file; None when `found` (by name) is neither.
 
     Raises FormatError when some of the numbers are missing.
     """
-    matches = [m for m in map(_NUMBERED.fullmatch, sorted(found)) if m]
-    series = {(m["stem"], int(m["total"]), m["ext"]) for m in matches}
-    if len(series) != 1 or len(matches) < len(found):
+    matches = numbered(found)
+    if matches is None:
         source = next(iter(found.values()))
         return Opened([source], source.format) if len(found) == 1 else None
     by_number = {int(m["number"]): found[m[0]] for m in matches}
-    total = series.pop()[1]
+    total = int(matches[0]["total"])
     missing = next((number for number in range(1, total + 1) if number not in by_number), None)
     if missing is not None:
         raise FormatError(

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .location import Location
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -24,15 +26,15 @@ def as_bytes(array: Array) -> memoryview:
 class TensorInfo:
     """A tensor as stored: `dtype` is a name of `dtypes.ITEMSIZE` (`float32`, `bfloat16`, `float8_e4m3fn`, ...).
 
-    `encoding` is empty for plain numbers; else it says how they are packed (`q4_0`, `int8 with scales`), `dtype` is
-    what reading gives, and `nbytes` what is stored.
+    `encoding` is empty for plain numbers; else it says how they are quantised (`q4_0`, `int8 with scales`), and `dtype`
+    is what reading gives. `nbytes` counts what is stored.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    file: Path
+    file: Location
     encoding: str = ""
 
     @property
@@ -59,7 +61,7 @@ class TensorSource(ABC):
     With `hashing` on, reading a tensor whole, or all its rows in order, also puts its digest into `digests`.
     """
 
-    path: Path
+    path: Location
     format: str = ""
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +96,14 @@ class TensorSource(ABC):
     def table_key(self) -> str:
         """Return a text that is equal for two sources with the same names, dtypes and shapes."""
         return key_of(self.tensors.values())
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes that crossed a network for this source so far."""
+        return 0
+
+    def expect(self, names: Iterable[str]) -> None:  # noqa: B027 - only a remote source gains by it
+        """Be told which tensors will be read, so that neighbours can be fetched together."""
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing open
         """Release file handles; reading again reopens them."""

@@ -13,19 +13,21 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from ..errors import SourceError, nearest
+from .names import keyed, numbers_in
 
-_FOLDER = re.compile(r"(?:checkpoint|global_?step|step)[-_]?(\d{1,18})", re.IGNORECASE | re.ASCII)
-_ANYWHERE = re.compile(r"(?:checkpoint|step|iteration|iter|epoch)[-_=]?(\d{1,18})(?!\d)", re.IGNORECASE | re.ASCII)
+_FOLDER = re.compile(r"(?:checkpoint|global_?step|step|epoch|iter|iteration)[-_=]?(\d{1,18})", re.IGNORECASE | re.ASCII)
 _EXAMPLE = "Write for example '0:1000:10', 'log:50', 'at:0,1,2', 'last', or several joined by commas."
 _WORDS = ("all", "first", "last")
 _LEAST = {"": 0, "at": 0, "every": 1, "log": 2}
+_HOLES = 3
 _RANGE = re.compile(r"(\d*):(\d*)(?::(\d*[1-9]\d*))?", re.ASCII)
 
 
 def folder_step(name: str) -> int | None:
-    """Return the step of a folder named `checkpoint-N`, `step-N`, `stepN`, `step_N` or `global_stepN`, else None."""
+    """Return the step of a folder named `checkpoint-N`, `step-N`, `global_stepN`, `epoch_N`, `iter_N`, else None."""
     found = _FOLDER.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -37,8 +39,29 @@ def count_steps(names: Iterable[str]) -> int:
 
 def step_in_name(name: str) -> int | None:
     """Return the step that a lone checkpoint's name mentions (`dcp_step7`, `model_epoch_10.pt`), else None."""
-    found = _ANYWHERE.findall(name)
-    return int(found[-1]) if found else None
+    found = keyed(numbers_in(name))
+    return found.value if found else None
+
+
+def gaps(steps: Sequence[int]) -> list[int]:
+    """Return the steps missing from a grid that is regular on both sides of a hole: 30 for 10, 20, 40, 50.
+
+    `steps` ascend. A hole is looked at with the spacing next to it, which must be the same before and behind, so
+    spacings that change along the way (dense early, logarithmic) have no holes.
+    """
+    widths = [b - a for a, b in pairwise(steps)]
+    found: list[int] = []
+    at = 1
+    while at < len(widths) - 1:
+        width, end = widths[at - 1], at
+        while end < min(len(widths), at + _HOLES) and widths[end] > width and widths[end] % width == 0:
+            end += 1
+        if at < end < len(widths) and widths[end] == width:
+            present = set(steps[at : end + 1])
+            found += [step for step in range(steps[at], steps[end], width) if step not in present]
+            at = end
+        at += 1
+    return found
 
 
 def select_steps(steps: Sequence[int], spec: str) -> list[int]:

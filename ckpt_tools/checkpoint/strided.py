@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import FormatError
 from .dtypes import DTYPES, ITEMSIZE
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .raw import Extent, RawSource
 from .source import Array, as_bytes
 
@@ -53,7 +53,7 @@ class PackedExtent(Extent):
 class Piece(NamedTuple):
     """`nbytes` bytes at `offset` of a file."""
 
-    file: LocalFile
+    file: ByteFile
     offset: int
     nbytes: int
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import FormatError
 from .leaves import Storage
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .pickles import Unpickled, unpickle
 from .region import Region
 from .source import TensorSource
@@ -27,7 +27,7 @@ def is_torch_legacy(head: bytes) -> bool:
     return head.startswith(_HEAD)
 
 
-def open_torch_legacy(file: LocalFile, head: bytes = b"", part: str = "") -> TensorSource:
+def open_torch_legacy(file: ByteFile, head: bytes = b"", part: str = "") -> TensorSource:
     """Return the tensors of a legacy file. Raises FormatError for a damaged or hostile one."""
     region = Region.whole(file)
     loaded = read_object(region)

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import FormatError
 from .inert import Builder
 from .leaves import Storage, StoredTensor
-from .localfile import LocalFile
+from .localfile import ByteFile
 from .magic import UnknownFormat
 from .pickles import Unpickled, unpickle
 from .region import Region
@@ -32,7 +32,7 @@ def is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar" or (head.startswith((b"sys_info\0", b"storages\0")) and len(head) >= _BLOCK)
 
 
-def open_torch_tar(file: LocalFile, head: bytes = b"", part: str = "") -> TensorSource:
+def open_torch_tar(file: ByteFile, head: bytes = b"", part: str = "") -> TensorSource:
     """Return the tensors of a torch 0.1 archive. Raises UnknownFormat for any other tar archive."""
     region = Region.whole(file)
     members = _members(region)

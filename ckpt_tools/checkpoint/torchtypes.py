@@ -129,6 +129,12 @@ def _reconstructor(name: str, args: tuple[Any, ...]) -> Any:
     return Instance(str(args[0]) if args and isinstance(args[0], Global) else name, ())
 
 
+def _persistent_object(name: str, args: tuple[Any, ...]) -> Any:
+    """StyleGAN's `persistence`: a class with its source, and the state of the module."""
+    facts = args[0] if args and isinstance(args[0], dict) else {}
+    return Instance(f"{name}:{str(facts.get('class_name'))[:80]}", (), facts.get("state"))
+
+
 def _constant(name: str, args: tuple[Any, ...]) -> Any:
     return args[0] if args and type(args[0]) in (int, float, str, bool) else None
 
@@ -167,19 +173,18 @@ TORCH_BUILDERS: dict[str, Builder] = {
     "builtins.frozenset": _list,
     "builtins.tuple": _size,
     "builtins.bytearray": _bytearray,
+    "builtins.bytes": _bytearray,
     "builtins.int": _constant,
     "builtins.float": _constant,
     "builtins.str": _constant,
     "builtins.bool": _constant,
-    "__builtin__.set": _list,
-    "__builtin__.dict": _dict,
     "_codecs.encode": _encode,
     "copyreg._reconstructor": _reconstructor,
-    "copy_reg._reconstructor": _reconstructor,
     "pathlib.PosixPath": _path,
     "pathlib.WindowsPath": _path,
     "pathlib.PurePosixPath": _path,
     "pathlib._local.PosixPath": _path,
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
     "argparse.Namespace": _plain_object,
     "types.SimpleNamespace": _plain_object,
 }

@@ -61,7 +61,7 @@ def _storage(region: Region, records: Mapping[str, Record], folder: str, key: st
     record = records.get(f"{folder}data/{key}")
     if record is None:
         raise FormatError(f"{region.path}: the archive has no record {f'{folder}data/{key}'!r}, which a tensor needs.")
-    return Storage("", record.size, locate(region, record).base)
+    return Storage("", record.size, find=lambda: locate(region, record).base)
 
 
 def _claimed(region: Region, storage: Storage, dtype: str, key: str, count: int) -> Storage:
@@ -71,7 +71,7 @@ def _claimed(region: Region, storage: Storage, dtype: str, key: str, count: int)
         raise FormatError(
             f"{region.path}: storage {key!r} claims {claimed:,} bytes, its record has {storage.nbytes:,}."
         )
-    return Storage(dtype, claimed, storage.offset)
+    return Storage(dtype, claimed, find=storage.locate)
 
 
 def _check_order(region: Region, records: Mapping[str, Record], folder: str) -> None:

@@ -6,8 +6,7 @@ Listing one costs a scan of its folder and opens none of them, so thousands of s
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,37 +14,48 @@ from typing import Any, NamedTuple
 
 from ..errors import SourceError
 from .checkpoint import Checkpoint
-from .folder import INDEX, RUN, WEIGHTS
+from .discovery import Found, discover
+from .folder import CONFIG, RUN
 from .jsondata import read_object
-from .log import LogIndex, Record, latest, scan_folder, scan_if_log
+from .listing import from_glob, from_list, is_glob
+from .location import Location, as_url, located
+from .log import LogIndex, Record, is_log_name, latest, scan_folder, scan_if_log
 from .metrics import METRICS, read_metrics
 from .opener import list_folder, open_checkpoint, open_logged
 from .source import Skip
-from .steps import folder_step, no_such_step, select_steps
-
-_UNFINISHED = re.compile(r"\..*|.*[._-](tmp|temp|partial|part|incomplete|lock)|(tmp|temp)[._-].*", re.IGNORECASE)
+from .steps import gaps, no_such_step, select_steps
 
 
 class Entry(NamedTuple):
     """Where the checkpoint of a step lies: a folder or file, or a record in the log `path`."""
 
     step: int
-    path: Path
+    path: Location
     record: Record | None = None
+
+    @property
+    def local(self) -> Path:
+        """The path on this machine; raises SourceError for a URL."""
+        if not isinstance(self.path, Path):
+            raise SourceError(f"{self.path} is not on this machine; copy it here first.")
+        return self.path
 
 
 @dataclass
 class Trajectory:
     """Checkpoints by step, ascending; `run` is the content of run.json when one of our trainers wrote them.
 
-    `part` is opened of each checkpoint, as in `open_checkpoint`.
+    `part` is opened of each checkpoint, as in `open_checkpoint`. `unit` says what the numbers count, `step` or `epoch`;
+    `config` serves checkpoints that have none of their own.
     """
 
-    path: Path
+    path: Location
     entries: list[Entry]
     skipped: list[Skip] = field(default_factory=list)
     run: dict[str, Any] | None = None
     part: str = ""
+    unit: str = "step"
+    config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._at = {entry.step: entry for entry in self.entries}
@@ -55,14 +65,23 @@ class Trajectory:
         """All step numbers, ascending."""
         return [entry.step for entry in self.entries]
 
+    @property
+    def gaps(self) -> list[int]:
+        """Steps that a regular grid of steps lacks, ascending; see `steps.gaps`."""
+        return gaps(self.steps)
+
     def checkpoint(self, step: int, *, hashing: bool = True) -> Checkpoint:
         """Open the checkpoint of a step; `hashing` as in `open_checkpoint`. Raises SourceError for an unknown step."""
         if step not in self._at:
             raise SourceError(f"{self.path}: {no_such_step(self.steps, step)}.")
         entry = self._at[step]
+        how: dict[str, Any] = {"run": self.run, "hashing": hashing, "part": self.part}
         if entry.record is None:
-            return open_checkpoint(entry.path, step=step, run=self.run, hashing=hashing, part=self.part)
-        return open_logged(entry.path, entry.record, run=self.run, hashing=hashing, part=self.part)
+            checkpoint = open_checkpoint(entry.path, step=step, **how)
+        else:
+            checkpoint = open_logged(entry.local, entry.record, **how)
+        checkpoint.config = checkpoint.config or self.config
+        return checkpoint
 
     def select(self, spec: str) -> list[int]:
         """Return the steps that a text such as `0:1000:10`, `log:50` or `at:0,1,last` chooses; see `steps`."""
@@ -82,35 +101,57 @@ class Trajectory:
         return f"<Trajectory {str(self.path)!r}, {len(self)} checkpoints>"
 
 
-def open_trajectory(source: str | Path, *, part: str = "") -> Trajectory:
-    """Return the trajectory in a run folder, in a folder of step folders, in a log, or of a lone checkpoint (one step).
+def open_trajectory(source: str | Location, *, part: str = "", cache_size: int | None = None) -> Trajectory:
+    """Return the trajectory in a folder of step folders or of numbered files, in a log, or of a lone checkpoint.
 
-    `part` chooses among several sets of weights in each checkpoint, as in `open_checkpoint`.
-
-    A run may hold some steps in folders and others in logs; a step in both is read from its folder. Folders whose names
-    mark them as unfinished or hold no step are left out and listed in `skipped`, and so is the torn end of a log.
-    Raises SourceError when there is nothing to open or two folders claim a step.
+    A folder with several runs in it is named with the one that is meant, `FOLDER::runA`. A glob (`ckpts/*_epoch_*.pt`)
+    and a list file (`@list.txt`: one path per line, its step behind it if need be) name checkpoints one by one. A run
+    may hold some steps in folders and others in logs; a step in both is read from its folder. A URL is read over the
+    network: `hf://org/name@step*` are the revisions of that pattern in the order of their numbers, any other URL a
+    folder or a file. `part` chooses among several sets of weights in each checkpoint, and `cache_size` bounds the
+    copies of remote files, as in `open_checkpoint`. What is left out is listed in `skipped`, the torn end of a log too.
+    Raises SourceError when there is nothing to open, when several runs are mixed, or when two names claim a step.
     """
-    path = Path(source)
+    url = as_url(source)
+    if url.startswith("hf://"):
+        from .remote.revisions import matching
+
+        revisions = matching(url, cache_size)
+        if revisions is not None:
+            found = Found(list(revisions.steps), "step", revisions.skipped)
+            return Trajectory(revisions.path, _ordered(revisions.path, found), found.skipped, part=part)
+    if "://" in url:
+        return _of_location(located(source, cache_size), part, None)
+    path, choice = _split_choice(str(source))
+    named = _named(str(source)) if choice is None else None
+    return named if named is not None else _of_location(path, part, choice)
+
+
+def _of_location(path: Location, part: str, choice: str | None) -> Trajectory:
     names = list_folder(path)
     if names is None:
         return _of_file(path, part)
-    entries, skipped = _scan(path)
-    logs = scan_folder(path, names)
-    if entries or any(index.records for index in logs):
-        ordered = _with_records(_ordered(path, entries), logs)
-        return Trajectory(path, ordered, [*skipped, *_beside(names), *_torn(logs)], _run_in(path), part)
-    return _of_checkpoint(path, part)
+    # Logs are numbered files too, but each holds many steps.
+    children = {name: is_folder for name, is_folder in _children(path).items() if not is_log_name(name)}
+    found = discover(path, children, choice)
+    logs = scan_folder(path, names) if isinstance(path, Path) else []
+    if found is None and not any(index.records for index in logs):
+        return _of_checkpoint(path, part)
+    found = found or Found([], "step")
+    config = _config(path, found.skipped) if CONFIG in names else {}
+    entries = _with_records(_ordered(path, found), logs)
+    run = read_object(path / RUN) if RUN in names else None
+    return Trajectory(path, entries, [*found.skipped, *_torn(logs)], run, part, found.unit, config)
 
 
-def _of_file(path: Path, part: str) -> Trajectory:
-    index = scan_if_log(path)
-    if index is None or not index.records:
+def _of_file(path: Location, part: str) -> Trajectory:
+    index = scan_if_log(path) if isinstance(path, Path) else None
+    if index is None or not index.records or not isinstance(path, Path):
         return _of_checkpoint(path, part)
     return Trajectory(path, _with_records([], [index]), _torn([index]), _run_in(path.parent), part)
 
 
-def _of_checkpoint(path: Path, part: str) -> Trajectory:
+def _of_checkpoint(path: Location, part: str) -> Trajectory:
     with open_checkpoint(path, part=part) as lone:
         return Trajectory(path, [Entry(lone.step, path)], part=part)
 
@@ -130,38 +171,48 @@ def _torn(logs: list[LogIndex]) -> list[Skip]:
     return [index.skip for index in logs if index.skip is not None]
 
 
-def _scan(path: Path) -> tuple[list[Entry], list[Skip]]:
-    entries: list[Entry] = []
-    skipped: list[Skip] = []
+def _named(source: str) -> Trajectory | None:
+    if source.startswith("@") and not os.path.lexists(source):
+        path = Path(source[1:])
+        found = from_list(path)
+    elif is_glob(source):
+        path = Path(source)
+        found = from_glob(source)
+    else:
+        return None
+    return Trajectory(path, _ordered(path, found), found.skipped, unit=found.unit)
+
+
+def _split_choice(source: str | Path) -> tuple[Path, str | None]:
+    """Return folder and run of `FOLDER::run`."""
+    folder, colons, choice = str(source).rpartition("::")
+    if colons and folder and choice and not os.path.lexists(source):
+        return Path(folder), choice
+    return Path(source), None
+
+
+def _children(path: Location) -> dict[str, bool]:
+    """Return the names in a folder, and which are folders."""
+    if not isinstance(path, Path):
+        return {name: item.folder for name, item in (path.names() or {}).items()}
     with os.scandir(path) as found:
-        for item in found:
-            step = folder_step(item.name)
-            if step is None and not item.is_dir():
-                continue
-            if step is not None and item.is_dir():
-                entries.append(Entry(step, path / item.name))
-            else:
-                skipped.append(Skip(item.name, _reason(item.name, step)))
-    return entries, sorted(skipped, key=lambda skip: skip.name)
+        return {item.name: item.is_dir() for item in found}
 
 
-def _reason(name: str, step: int | None) -> str:
-    if step is not None:
-        return "a file, where steps are folders"
-    return "temporary or unfinished" if _UNFINISHED.fullmatch(name) else "a folder whose name holds no step"
+def _config(path: Location, skipped: list[Skip]) -> dict[str, Any]:
+    try:
+        return read_object(path / CONFIG)
+    except SourceError as error:
+        skipped.append(Skip(CONFIG, f"not usable as a configuration: {error}"))
+        return {}
 
 
-def _beside(names: set[str]) -> Iterator[Skip]:
-    for name in sorted(names):
-        if name in WEIGHTS or INDEX.fullmatch(name):
-            yield Skip(name, "weights beside the step folders, of no known step; open this file to read them")
-
-
-def _ordered(path: Path, entries: list[Entry]) -> list[Entry]:
-    ordered = sorted(entries, key=lambda entry: (entry.step, entry.path))
+def _ordered(path: Location, found: Found) -> list[Entry]:
+    ordered = sorted((Entry(*pair) for pair in found.entries), key=lambda entry: (entry.step, entry.path))
     for one, other in pairwise(ordered):
         if one.step == other.step:
+            mend = "Move one of them away" if isinstance(path, Path) else "Choose one of them by a narrower pattern"
             raise SourceError(
-                f"{path}: {one.path.name!r} and {other.path.name!r} are both step {one.step}. Move one of them away."
+                f"{path}: {one.path.name!r} and {other.path.name!r} are both {found.unit} {one.step}. {mend}."
             )
     return ordered

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import FormatError
-from .facts import config_of, facts_of
-from .leaves import place_all
+from .facts import COUNTERS, config_of, facts_of
+from .leaves import Leaf, place_all
 from .magic import UnknownFormat
 from .nesting import choose
+from .raw import Extent
 from .region import Region
 from .source import Skip
 from .strided import StridedSource
@@ -39,10 +40,22 @@ def tree_source(
         raise kind(f"{where} is a {format} file that holds no tensors {unread}.{left}")
     source = StridedSource(region.file, placed.extents, 0, format=format)
     source.aliases, source.skipped = placed.aliases, skipped
-    facts = facts_of(chosen.beside)
+    facts = facts_of([*chosen.beside, _counters(chosen.beside, region)])
     source.metadata = {**facts, "part": ".".join(chosen.path)} if chosen.path else facts
     source.config = config_of(chosen.beside)
     return source
+
+
+def _counters(levels: Sequence[Mapping[Any, Any]], region: Region) -> dict[str, int]:
+    """Return the step counters that are tensors of one number."""
+    found = {key: level[key] for level in levels for key in COUNTERS if isinstance(level.get(key), Leaf)}
+    counters: dict[str, int] = {}
+    for key, leaf in found.items():
+        extent = leaf.place(key, region)
+        if isinstance(extent, Extent) and extent.shape in ((), (1,)):
+            number = float(StridedSource(region.file, {key: extent}, 0).read(key).reshape(()))
+            counters |= {key: int(number)} if number.is_integer() else {}
+    return counters
 
 
 def _inert(unknown: Collection[str]) -> list[Skip]:

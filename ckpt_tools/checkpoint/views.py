@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +91,17 @@ class ViewSource(TensorSource):
             return self.inner.digest(stored)
         both = self.inner.digest(stored) + self.inner.digest(self._quantised.scaled[stored][0])
         return hashlib.sha256(both.encode()).hexdigest()
+
+    @property
+    def bytes_transferred(self) -> int:
+        """Bytes that crossed a network for the checkpoint so far."""
+        return self.inner.bytes_transferred
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Be told which tensors will be read, so that neighbours can be fetched together."""
+        stored = [self._stored[name] for name in names]
+        scales = [self._quantised.scaled[name][0] for name in stored if name in self._quantised.scaled]
+        self.inner.expect([*stored, *scales])
 
     def close(self) -> None:
         """Release file handles."""

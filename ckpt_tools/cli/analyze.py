@@ -30,6 +30,15 @@ def complete_plugins(ctx: click.Context, param: click.Parameter, incomplete: str
     return sorted(e.name for e in entry_points(group="ckpt_tools") if e.name.startswith(incomplete))
 
 
+def parse_cache_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return what a size says in bytes; what reads it is imported for remote sources only."""
+    if value is None:
+        return None
+    from ..checkpoint.remote.cache import parse_size
+
+    return parse_size(value)
+
+
 @click.command()
 @click.argument("source", type=click.Path())
 @click.option(
@@ -51,6 +60,9 @@ def complete_plugins(ctx: click.Context, param: click.Parameter, incomplete: str
 @click.option("--tokenizer", type=click.Path(), help="Tokenizer file for --data (default: the one beside the model).")
 @click.option("--output", "-o", type=click.Path(), default="results.h5", show_default=True, help="Results file.")
 @click.option("--force", is_flag=True, help="Start an existing results file afresh instead of extending it.")
+@click.option(
+    "--cache-size", metavar="SIZE", callback=parse_cache_size, help="Most that copies of remote files take (20GiB)."
+)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes to compute in.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up an analyzer at a checkpoint after this long.")
 @click.option("--strict", is_flag=True, help="Stop at the first failure instead of recording it and going on.")

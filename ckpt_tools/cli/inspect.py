@@ -50,6 +50,7 @@ def _facts(trajectory: Trajectory, checkpoint: Checkpoint, resolved: Resolved) -
             for w in weights
         ],
         "tied": dict(layout.aliases),
+        "notes": list(layout.notes),
         "skipped": [
             {"name": s.name, "reason": s.reason} for s in [*trajectory.skipped, *checkpoint.skipped, *layout.skipped]
         ],
@@ -66,6 +67,8 @@ def _print(facts: dict[str, Any]) -> None:
     _columns(["weight", "shape", "stored", "tensor"], rows)
     for alias, target in facts["tied"].items():
         click.echo(f"tied: {alias} is {target}, counted once")
+    for note in facts["notes"]:
+        click.echo(f"note: {_printable(note)}")
     for skip in facts["skipped"]:
         click.echo(f"skipped: {_printable(skip['name'])}: {skip['reason']}")
 

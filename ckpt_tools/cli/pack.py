@@ -53,8 +53,9 @@ def report(done: Copied, target: str, where: str, *, quiet: bool, as_json: bool)
         facts = {"written": done.written, "bytes": done.bytes, "present": done.present, "damaged": done.damaged}
         click.echo(json.dumps({"run": target, **facts, "skipped": skipped}))
     elif not quiet:
-        there = f", {done.present} were there already" if done.present else ""
-        click.echo(f"{done.written} checkpoints ({done.bytes:,} bytes) are now {where}{there} -> {target}")
+        there = f", {done.present} {'was' if done.present == 1 else 'were'} there already" if done.present else ""
+        noun, verb = ("checkpoint", "is") if done.written == 1 else ("checkpoints", "are")
+        click.echo(f"{done.written} {noun} ({done.bytes:,} bytes) {verb} now {where}{there} -> {target}")
         for skip in skipped:
             click.echo(f"skipped: {skip['name']}: {skip['reason']}")
     refuse(done.damaged)

@@ -58,14 +58,16 @@ def analyze(
     timeout: float | None = None,
     strict: bool = False,
     force: bool = False,
+    cache_size: int | None = None,
     on_progress: Progress = lambda done, total, detail: None,
 ) -> Outcome:
     """Run analyzers over a source and write the results file; return what was done.
 
     `plugins` are names, classes or configured instances; `options` is `{"rank": {"k": 8}}`; `data` are keywords of
     `ckpt_tools.data.DataSource`. A results file that exists is extended: only what is missing is computed; `force`
-    starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. Raises a CkptError
-    for anything the caller can mend, before the long work where possible.
+    starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. `cache_size`
+    bounds in bytes the copies of remote files that cannot be read in parts. Raises a CkptError for anything the caller
+    can mend, before the long work where possible.
     """
     started = time.monotonic()
     job = Job(
@@ -77,6 +79,7 @@ def analyze(
         tuple(map(str, plugin_files)),
         data or {},
         timeout,
+        cache_size,
     )
     target = _target(Path(output), force)
     plan = job.plan(registry)

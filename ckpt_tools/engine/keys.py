@@ -69,11 +69,13 @@ class Keys:
             runner.close()
 
     def _fingerprint(self, position: int) -> str:
-        """Return a digest of the names, sizes and times of a checkpoint's files; "" where there are no local files."""
-        path = Path(self._plan.path_of(self._plan.steps[position]))
+        """Return a digest of the names, sizes and times of a checkpoint's files; "" where they cannot be known."""
+        path = self._plan.path_of(self._plan.steps[position])
         try:
-            files = list(_files(path))
+            files = list(_files(path)) if isinstance(path, Path) else path.store.fingerprint(path.inner)
         except OSError:
+            return ""
+        if not files:
             return ""
         selection = [list(self._plan.job.matrices), self._plan.runs_models, self._plan.steps[position]]
         return hashlib.sha256(json.dumps([__version__, str(path), selection, sorted(files)]).encode()).hexdigest()

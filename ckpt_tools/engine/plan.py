@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..analyzer import Analyzer
 from ..checkpoint import Trajectory, open_trajectory
+from ..checkpoint.location import Location, local_folder
 from ..errors import OptionError, PluginError, nearest
 from ..layouts import Layouts
 from ..registry import Registry, load_registry
+from ..run.reader import PROBE_FILE
+from ..text import VOCABULARIES
 
 if TYPE_CHECKING:
     from ..host import BatchSource
@@ -33,12 +36,16 @@ class Job:
     plugin_files: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
+    cache_size: int | None = None
 
-    def plan(self, registry: Registry | None = None) -> Plan:
-        """Return the plan; every mistake in names and options is raised here, before any long work."""
+    def plan(self, registry: Registry | None = None, trajectory: Trajectory | None = None) -> Plan:
+        """Return the plan; every mistake in names and options is raised here, before any long work.
+
+        A worker is given the `trajectory` that was opened before it: a run may have grown since, a branch moved.
+        """
         registry = registry or load_registry(self.plugin_files)
         configured = configure(self.analyzers, registry, self.options)
-        trajectory = open_trajectory(self.source)
+        trajectory = trajectory or open_trajectory(self.source, cache_size=self.cache_size)
         steps = trajectory.select(self.steps) if self.steps else trajectory.steps
         layouts = Layouts(registry, trajectory.run, self.matrices)
         return Plan(self, trajectory, list(steps), configured, registry, layouts)
@@ -61,12 +68,12 @@ class Plan:
         run = self.trajectory.run or {}
         return str(run.get("seed", 0))
 
-    def path_of(self, step: int) -> Path:
+    def path_of(self, step: int) -> Location:
         """Return where the checkpoint of a step lies."""
         return self._paths[step]
 
     @cached_property
-    def _paths(self) -> dict[int, Path]:
+    def _paths(self) -> dict[int, Location]:
         return {entry.step: entry.path for entry in self.trajectory.entries}
 
     @property
@@ -80,9 +87,17 @@ class Plan:
         from ..data import DataSource, ProbeSource
 
         if self.job.data:
-            beside = (self.trajectory.path, *(entry.path for entry in self.trajectory.entries[:1]))
-            return DataSource(beside=beside, targets=self.trajectory.run is not None, **self.job.data)
-        return ProbeSource(self.trajectory.path) if self.trajectory.run is not None else None
+            return DataSource(beside=tuple(self._beside()), targets=self.trajectory.run is not None, **self.job.data)
+        run = self.trajectory.path if self.trajectory.run is not None else None
+        folder = run if run is None or isinstance(run, Path) else local_folder(run, PROBE_FILE)
+        return ProbeSource(folder) if folder is not None else None
+
+    def _beside(self) -> Iterator[Path]:
+        """Yield the folders a vocabulary may lie in; of a remote one, that of a copy of its tokenizer.json."""
+        for path in (self.trajectory.path, *(entry.path for entry in self.trajectory.entries[:1])):
+            folder = path if isinstance(path, Path) else local_folder(path, VOCABULARIES[0])
+            if folder is not None:
+                yield folder
 
     def data_identity(self, analyzer: Analyzer) -> str:
         """Return what changes whenever the batch an analyzer runs on would; "" for analyzers of weights."""

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 
+from ..checkpoint import Trajectory
 from .plan import Job, Plan
 from .run import Runner, StepResult, Wanted
 
@@ -64,7 +65,7 @@ def _parallel(plan: Plan, wanted: Wanted, workers: int) -> Iterator[StepResult]:
 def _with_pool(plan: Plan, queue: deque[Task], suspects: deque[Task], workers: int) -> Iterator[StepResult]:
     """Work off the queue until it is empty or a process dies."""
     running: dict[Future[list[StepResult]], Task] = {}
-    with _pool(plan.job, workers) as pool:
+    with _pool(plan, workers) as pool:
         while queue or running:
             while queue and len(running) < workers:
                 task = queue.popleft()
@@ -96,12 +97,13 @@ def _bury(plan: Plan, tasks: Sequence[Task], suspects: deque[Task], *, blame: bo
 
 
 @contextmanager
-def _pool(job: Job, workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(plan: Plan, workers: int) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of fresh processes with one BLAS thread each; leaving early kills them."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     # In the environment before the processes start: BLAS libraries read it once, when they are loaded.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(job,))
+    known = (plan.job, plan.trajectory)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=known)
     try:
         yield pool
     finally:
@@ -119,11 +121,11 @@ def _restore(before: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _start(job: Job) -> None:
+def _start(job: Job, trajectory: Trajectory) -> None:
     """Prepare a worker: Ctrl-C is the coordinator's business."""
     global _plan  # the one thing a worker process keeps between tasks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _plan = job.plan()
+    _plan = job.plan(trajectory=trajectory)
 
 
 def _work(wanted: Wanted) -> list[StepResult]:

@@ -185,7 +185,10 @@ class Runner:
         if step not in self._open:
             checkpoint = self.plan.trajectory.checkpoint(step)
             resolved = self.plan.layouts.of(checkpoint)
-            self._open[step] = (Weights(checkpoint, resolved.layout, resolved.names), resolved)
+            weights = Weights(checkpoint, resolved.layout, resolved.names)
+            seen = (weights.info(name).tensor for name in (*weights.names, *weights.vector_names))
+            checkpoint.expect(checkpoint.tensors if self.plan.runs_models else set(seen))
+            self._open[step] = (weights, resolved)
         return self._open[step]
 
     def _kept(self, position: int) -> Iterator[int]:

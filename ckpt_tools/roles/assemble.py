@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .layout import Layout, WeightInfo
+from .split import Parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,14 +61,24 @@ def canonical(info: WeightInfo, stored: Tensor) -> Tensor:
     return torch.cat([array[start:stop:step] for start, stop, step in info.parts])
 
 
+@lru_cache(maxsize=64)
+def _order(parts: tuple[Parts, ...]) -> Tensor | None:
+    """Return where the rows of these parts, one after the other, belong; None when that is where they are."""
+    import torch
+
+    rows = torch.cat([torch.arange(*piece) for part in parts for piece in part])
+    return None if torch.equal(rows, torch.arange(len(rows))) else rows.argsort()
+
+
 def _joined(weights: Sequence[tuple[WeightInfo, Tensor]], shape: tuple[int, ...]) -> Tensor:
     """Return the array of `shape` whose canonical weights these are."""
     import torch
 
     info, array = weights[0]
     if info.parts is not None:
-        rows = [row for w, _ in weights for part in w.parts or () for row in range(*part)]
-        array = torch.cat([a for _, a in weights])[torch.tensor(rows).argsort()]
+        array = torch.cat([a for _, a in weights])
+        order = _order(tuple(w.parts or () for w, _ in weights))
+        array = array if order is None else array[order]
     if not info.axes:
         return array.reshape(shape)
     moved = array.reshape([shape[axis] for axis in info.axes])

@@ -173,9 +173,11 @@ def _by_rule(layout: Layout, match: Match, cut: _Cut, indices: dict[str, str], n
             name = full or (info.name if expert is None else f"{info.name}.{expert}")
             rows = cut.shape[0] if part is None else sum(len(range(*r)) for r in part)
             layer = _layer(full)
-            rank = _model_order(full, layer, stack, match.position, expert or 0, number) if full else _own_key(name)
+            where = (stack, match.position, int(indices.get("e", 0)), number)
+            rank = _model_order(full, layer, *where) if full else _own_key(name)
             shape = (rows, *cut.shape[1:])
-            yield rank, WeightInfo(name, full, info.name, info.dtype, shape, layer, cut.axes, part, expert)
+            stored = info.encoding or info.dtype
+            yield rank, WeightInfo(name, full, info.name, stored, shape, layer, cut.axes, part, expert)
 
 
 def _canonical(rule: Rule, name: str, shape: tuple[int, ...]) -> tuple[Axes, tuple[int, ...]]:
@@ -206,10 +208,10 @@ def _by_name(info: TensorInfo) -> Iterator[_Ordered]:
     if len(info.shape) == 3 and "expert" in name.lower():
         for expert in range(info.shape[0]):
             own = f"{name}.{expert}"
-            yield _own_key(own), WeightInfo(own, "", name, info.dtype, info.shape[1:], expert=expert)
+            yield _own_key(own), WeightInfo(own, "", name, info.encoding or info.dtype, info.shape[1:], expert=expert)
     else:
         axes, shape = turned(info.shape) if is_kernel(name) and len(info.shape) > 1 else flat(name, info.shape)
-        yield _own_key(name), WeightInfo(name, "", name, info.dtype, shape, axes=axes)
+        yield _own_key(name), WeightInfo(name, "", name, info.encoding or info.dtype, shape, axes=axes)
 
 
 def _alias_roles(
@@ -221,9 +223,12 @@ def _alias_roles(
     roles = {}
     for alias, target in ties.aliases.items():
         if target in by_tensor:
-            match = matcher.find(tensors[target], alias)
-            indices = naming.indices(match) if match and len(match.rule.roles) == 1 else None
-            role = match.rule.roles[0].format(**indices) if match and indices is not None else alias
+            role = _alias_role(naming, matcher.find(tensors[target], alias)) or alias
             if role not in stored:
                 roles[role] = by_tensor[target]
     return roles
+
+
+def _alias_role(naming: Naming, match: Match | None) -> str:
+    indices = naming.indices(match) if match is not None and len(match.rule.roles) == 1 else None
+    return "" if match is None or indices is None else naming.prefix(match) + match.rule.roles[0].format(**indices)

@@ -69,6 +69,8 @@ class Matcher:
         return self._candidates[key]
 
     def _holds(self, rule: Rule, info: TensorInfo, stem: str, indices: Mapping[str, str]) -> bool:
+        if rule.experts and len(info.shape) < 2:
+            return False
         letters = shape_pattern(rule.shape).solve(info.shape) if rule.shape else {}
         if letters is None or not rule.beside:
             return letters is not None
@@ -140,6 +142,6 @@ def _distinct(paths: list[str]) -> dict[str, str]:
         return dict.fromkeys(unique, "")
     parts = [p.split(".")[:-1] for p in unique]
     for end in (0, -1):
-        while all(parts_of and parts_of[end] == parts[0][end] for parts_of in parts if parts[0]):
+        while all(p and p[end] == parts[0][end] for p in parts):
             parts = [p[1:] if end == 0 else p[:-1] for p in parts]
     return {path: "".join(f"{name}." for name in p) for path, p in zip(unique, parts, strict=True)}

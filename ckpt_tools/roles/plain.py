@@ -48,4 +48,5 @@ def flat(name: str, shape: tuple[int, ...]) -> tuple[Axes, tuple[int, ...]]:
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a key that sorts layer 2 before layer 10."""
-    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p)
+    parts = re.split("([0-9]+)", name)
+    return tuple((0, int(p), "") if k % 2 else (1, 0, p) for k, p in enumerate(parts) if p)

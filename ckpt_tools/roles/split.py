@@ -33,6 +33,8 @@ def split_parts(rule: Rule, rows: int, facts: Mapping[str, int]) -> list[Parts |
         return _blocks(rows, _product("n_heads", facts), [1] * count)
     if rule.split == "groups":
         groups, heads = _product("n_kv_heads", facts), _product("n_heads", facts)
+        if heads % groups:
+            raise Unsplittable(f"{heads} heads do not form {groups} groups")
         return _blocks(rows, groups, [heads // groups, 1, 1])
     return _blocks(rows, 1, [1] * count)
 
@@ -57,7 +59,7 @@ def _blocks(rows: int, blocks: int, shares: Sequence[int]) -> list[Parts | None]
 def _sizes(words: Sequence[str], rows: int, facts: Mapping[str, int]) -> list[int]:
     known = {word: _product(word, facts) for word in words if word != "*"}
     rest, shares = rows - sum(known[w] for w in words if w != "*"), words.count("*")
-    if rest < 0 or (rest and not shares) or (shares and rest % shares):
+    if rest < bool(shares) or (rest and not shares) or (shares and rest % shares):
         raise Unsplittable(f"{rows} rows are not {' + '.join(str(known.get(w, w)) for w in words)}")
     return [known[w] if w != "*" else rest // shares for w in words]
 

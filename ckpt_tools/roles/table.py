@@ -149,8 +149,8 @@ class RoleTable:
     def facts(self, config: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
         """Return the whole numbers our words stand for; words that neither configuration nor `sizes` give are absent.
 
-        A word's keys are alternatives joined by `|`; the first that gives a whole number counts. An alternative may be
-        a number, and may depend on another key: `multi_query=true:1`.
+        A word's keys are alternatives joined by `|`; the first that gives a positive whole number counts. An
+        alternative may be a number, and may depend on another key: `multi_query=true:1`.
         """
         given = flat_config(config)
         found = {word: value for word, keys in self.config.items() if (value := _number(keys, given)) is not None}
@@ -184,6 +184,6 @@ def _number(keys: str, config: Mapping[str, Any]) -> int | None:
         if given and str(config.get(switch)).lower() != wanted:
             continue
         value = int(key) if key.isdigit() else config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None

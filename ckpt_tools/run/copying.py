@@ -35,8 +35,8 @@ def silent(done: int, total: int, detail: str) -> None:
 def span_of(entry: Entry) -> Span:
     """Return where the safetensors bytes of a checkpoint in a folder or log lie."""
     if entry.record is not None:
-        return record_span(entry.path, entry.record)
-    file = entry.path / MODEL_FILE
+        return record_span(entry.local, entry.record)
+    file = entry.local / MODEL_FILE
     return Span(file, 0, file.stat().st_size)
 
 

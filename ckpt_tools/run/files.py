@@ -17,6 +17,8 @@ def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
     left = list(buffers)
     while left:
         written = os.writev(descriptor, left[:_MAX_BUFFERS])
+        if written == sum(map(len, left)):
+            return
         while left and written >= len(left[0]):
             written -= len(left.pop(0))
         if written:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..checkpoint.log import FRAME_BYTES, LogIndex, Words, frame, scan_folder
+from ..checkpoint.log import FRAME_BYTES, SECTOR, LogIndex, SectorSum, checksum, frame, scan_folder
 from ..checkpoint.steps import folder_step
 from ..errors import RunError
 from .files import Sync, write_all
@@ -18,6 +18,7 @@ from .folders import cannot_write, remove_folder
 from .reserve import reserve
 
 ROTATE_BYTES = 2**30
+SMALL = 2**16
 
 
 class LogStore:
@@ -34,7 +35,7 @@ class LogStore:
         self._serial = 1 + max((log.records[-1].serial for log in logs if log.records), default=-1)
         self._descriptor, self._end, self._reserved = -1, 0, 0
         self._file = path
-        self._words = Words()
+        self._sector_sum = SectorSum()
         if logs:
             self._continue(logs[-1])
 
@@ -51,7 +52,7 @@ class LogStore:
     def put(self, step: int, buffers: Sequence[memoryview]) -> None:
         """Append one checkpoint, which from then on counts for its step. Raises RunError; what came before stays."""
         length = sum(map(len, buffers))
-        head = memoryview(frame(self._serial, step, length, self._words.sum(buffers)))
+        head = memoryview(self._frame(step, length, buffers))
         try:
             if self._descriptor < 0 or self._end + length > self.rotate:
                 self._begin(step)
@@ -66,6 +67,13 @@ class LogStore:
         if step in self._folders:
             self._supersede(step)
         self.sync.wrote(self._file, self.path)
+
+    def _frame(self, step: int, length: int, buffers: Sequence[memoryview]) -> bytes:
+        if len(buffers) == 1:  # from the queue, whose thread has the time to look at every word
+            return frame(self._serial, step, length, checksum(buffers[0]))
+        if length <= SMALL:
+            return frame(self._serial, step, length, checksum(b"".join(buffers)))
+        return frame(self._serial, step, length, self._sector_sum(buffers), SECTOR)
 
     def _begin(self, step: int) -> None:
         self._close_file()

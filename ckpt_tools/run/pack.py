@@ -11,7 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..checkpoint import Trajectory, open_checkpoint, open_trajectory
-from ..checkpoint.log import FRAME_BYTES, checksum, frame, latest, record_fault, record_span, scan, scan_folder
+from ..checkpoint.log import (
+    FRAME_BYTES,
+    checksum,
+    frame,
+    is_log_name,
+    latest,
+    record_fault,
+    record_span,
+    scan,
+    scan_folder,
+)
 from ..checkpoint.source import Skip
 from ..checkpoint.trajectory import Entry
 from ..errors import FormatError, RunError
@@ -48,7 +58,7 @@ def check_run(run: Path | str, *, on_progress: Progress = silent) -> list[str]:
     Checkpoints in folders carry no checksum: of them only the headers are checked.
     """
     trajectory = open_trajectory(run)
-    faults = [f"{skip.name}: {skip.reason}" for skip in trajectory.skipped]
+    faults = [f"{skip.name}: {skip.reason}" for skip in trajectory.skipped if is_log_name(skip.name)]
     for at, entry in enumerate(trajectory.entries, start=1):
         fault = _fault(trajectory, entry)
         faults += [fault] if fault else []
@@ -58,7 +68,7 @@ def check_run(run: Path | str, *, on_progress: Progress = silent) -> list[str]:
 
 def _fault(trajectory: Trajectory, entry: Entry) -> str:
     if entry.record is not None:
-        return record_fault(entry.path, entry.record)
+        return record_fault(entry.local, entry.record)
     try:
         trajectory.checkpoint(entry.step).close()
     except FormatError as error:
@@ -67,10 +77,10 @@ def _fault(trajectory: Trajectory, entry: Entry) -> str:
 
 
 def _movable(entry: Entry, done: Copied) -> bool:
-    others = sorted(set(os.listdir(entry.path)) - {MODEL_FILE})
+    others = sorted(set(os.listdir(entry.local)) - {MODEL_FILE})
     try:
         if not others:
-            open_checkpoint(entry.path).close()
+            open_checkpoint(entry.local).close()
             return True
         done.skipped.append(Skip(entry.path.name, f"left as it is: it holds {others[0]!r}"))
     except FormatError as error:
@@ -104,7 +114,7 @@ def _move(path: Path, batch: Sequence[Entry], done: Copied) -> None:
         _write_log(path, new, 1 + max((r.serial for log in logs for r in log.records), default=-1))
     _flush(path, *present)
     for entry in batch:
-        remove_folder(entry.path)
+        remove_folder(entry.local)
 
 
 def _write_log(path: Path, entries: Sequence[Entry], serial: int) -> None:
@@ -131,7 +141,7 @@ def _append(descriptor: int, serial: int, entry: Entry) -> None:
     os.lseek(descriptor, FRAME_BYTES, os.SEEK_CUR)
     for block in span.blocks():
         write_all(descriptor, [block])
-        total += checksum([block])
+        total += checksum(block)
     os.pwrite(descriptor, frame(serial, entry.step, span.length, total % 2**64), start)
 
 

@@ -100,11 +100,14 @@ class Recorder:
         `number` is the number of updates so far, one more than before if left out. Raises RunError when saving fails.
         """
         self._now = self._now + 1 if number is None else number
-        with self._terminator.not_now():
+        self._terminator.begin()
+        try:
             if self._schedule.due(self._now, self._last):
                 self._save()
             if metrics:
                 self.log(**metrics)
+        finally:
+            self._terminator.end()
 
     def log(self, **metrics: Any) -> None:
         """Note metrics of the current step; several notes of one step are merged. Raises RunError for no number."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -58,23 +59,23 @@ class Template:
         self.layout: Layout = {name: found[name] for name in order}
         self.header = _header(self.layout)
         self.size = len(self.header) + sum(_nbytes(*entry) for entry in self.layout.values())
-        self._places: list[Any] | None = None
+        self._known: list[Any] = []
+        self._places: list[Any] = []
         self._buffers: list[memoryview] = []
 
     def buffers(self, tensors: Mapping[str, Any]) -> list[memoryview]:
         """Return header and tensor bytes in file order, without copying contiguous CPU memory.
 
-        The same list comes again while all tensors lie where they lay: a look costs a tenth of laying them out.
+        The same list comes again while the same tensors lie where they lay: to look costs a tenth of laying them out.
         Raises TensorError when names, dtypes or shapes are not those of the template.
         """
         self._check(tensors)
-        ordered = [tensors[name] for name in self.layout]
-        places = _places(ordered)
-        if places is not None and places == self._places:
+        ordered = [*map(tensors.__getitem__, self.layout)]
+        if self._known and all(map(is_, ordered, self._known)) and _places(ordered) == self._places:
             return self._buffers
         buffers = [memoryview(self.header), *map(self._data, self.layout, ordered)]
-        if places is not None:  # kept alive by the buffers, so that nothing else can come to lie there
-            self._places, self._buffers = places, buffers
+        if all(map(_in_place, ordered)):  # kept alive by the buffers, so that nothing else can come to lie there
+            self._known, self._places, self._buffers = ordered, _places(ordered), buffers
         return buffers
 
     def copy(self, tensors: Mapping[str, Any], out: Array) -> None:
@@ -98,13 +99,17 @@ class Template:
         return _bytes(value)
 
 
-def _places(tensors: Sequence[Any]) -> list[Any] | None:
-    """Return what tells whether torch tensors still lie where they lay; None when some must be copied to be read."""
-    try:
-        places = [(t.data_ptr(), t.dtype, t.shape) for t in tensors]
-        return places if all([t.is_contiguous() and t.is_cpu for t in tensors]) else None
-    except AttributeError:  # numpy arrays are laid out anew: it costs little
-        return None
+def _places(tensors: Sequence[Any]) -> list[Any]:
+    """Return what changes when the memory behind a tensor does, or the way it is read."""
+    from torch import Tensor
+
+    # No other way to ask is as cheap, and it is asked at every step.
+    return [*map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors), *map(Tensor.stride, tensors)]
+
+
+def _in_place(tensor: Any) -> bool:
+    """Return whether a tensor's bytes can be read where they are."""
+    return hasattr(tensor, "is_cpu") and tensor.is_cpu and tensor.is_contiguous()
 
 
 def layout_of(tensors: Mapping[str, Any]) -> Layout:

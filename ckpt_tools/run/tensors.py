@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,24 +42,20 @@ class ModuleTensors:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._tensors: dict[str, Tensor] = {}
-        self._slots: list[tuple[dict[str, Any], str, Any]] = []
-        self._sizes: list[tuple[dict[str, Any], int]] = []
+        self._tables: list[dict[str, Any]] = []
+        self._content: list[Any] = []
         self._warned = False
 
     def __call__(self) -> dict[str, Tensor]:
-        if not self._unchanged():
+        if not self._tables or not self._unchanged():
             self._tensors = self._found()
-            tables = list(_tables(self._module)) if _is_plain(self._module) else []
-            self._slots = [(table, name, value) for table in tables for name, value in table.items()]
-            self._sizes = [(table, len(table)) for table in tables]
+            self._tables = list(_tables(self._module)) if _is_plain(self._module) else []
+            self._content = _content(self._tables)
         return self._tensors
 
     def _unchanged(self) -> bool:
-        return (
-            bool(self._sizes)
-            and all([table.get(name) is value for table, name, value in self._slots])
-            and all([len(table) == size for table, size in self._sizes])
-        )
+        content = _content(self._tables)
+        return len(content) == len(self._content) and all(map(is_, content, self._content))
 
     def _found(self) -> dict[str, Tensor]:
         from torch import Tensor
@@ -68,6 +66,11 @@ class ModuleTensors:
             self._warned = True
             warnings.warn(f"not recorded, as they are no tensors: {', '.join(other)}", stacklevel=4)
         return {name: value for name, value in state.items() if name not in other}
+
+
+def _content(tables: list[dict[str, Any]]) -> list[Any]:
+    """Return the names and values in all tables."""
+    return [*chain.from_iterable(tables), *chain.from_iterable(map(dict.values, tables))]
 
 
 def _tables(module: nn.Module) -> Iterator[dict[str, Any]]:

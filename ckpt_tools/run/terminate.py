@@ -6,8 +6,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 
 from ..errors import RunError
@@ -19,7 +18,7 @@ _open: weakref.WeakSet[Terminator] = weakref.WeakSet()
 class Terminator:
     """Closes a run as "interrupted" on SIGTERM, then lets the signal do what it would have done.
 
-    Only where nobody else handles the signal, in the main thread. A signal within `not_now` waits for its end.
+    Only where nobody else handles the signal, in the main thread. A signal between `begin` and `end` waits.
     """
 
     def __init__(self, run: RunWriter) -> None:
@@ -29,19 +28,18 @@ class Terminator:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _on_signal)
 
-    @contextmanager
-    def not_now(self) -> Iterator[None]:
-        """Put a signal off until the end of the block."""
+    def begin(self) -> None:
+        """Put a signal off until `end`."""
         self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-            if self._asked:
-                _terminate()
+
+    def end(self) -> None:
+        """Do what a signal since `begin` asked for."""
+        self._busy = False
+        if self._asked:
+            _terminate()
 
     def ask(self) -> bool:
-        """Return whether the run may be closed now; if not, it will be at the end of `not_now`."""
+        """Return whether the run may be closed now; if not, `end` will close it."""
         self._asked = self._busy
         return not self._busy
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint import open_checkpoint, open_trajectory
@@ -52,7 +53,7 @@ def _in_place(path: Path, steps: str, on_progress: Progress) -> Copied:
         trajectory = open_trajectory(path)
         chosen = set(trajectory.select(steps))
         logs = scan_folder(path, os.listdir(path))
-        folders = {entry.step: entry.path for entry in trajectory.entries if entry.record is None}
+        folders = {entry.step: entry.local for entry in trajectory.entries if entry.record is None}
         unpacking = _Unpacking(path, folders, Copied(skipped=list(trajectory.skipped)))
         entries = [Entry(record.step, log, record) for log, record in latest(logs) if record.step in chosen]
         unpacking.put_all(sorted(entries), on_progress)
@@ -82,7 +83,7 @@ class _Unpacking:
 
     def _put(self, entry: Entry) -> None:
         folder = self.folders.get(entry.step)
-        if entry.record is None and not (entry.path / MODEL_FILE).is_file():
+        if entry.record is None and not (entry.local / MODEL_FILE).is_file():
             self.done.skipped.append(Skip(entry.path.name, f"left out: it holds no {MODEL_FILE}"))
         elif folder is not None and self._stays(folder, entry):
             self.done.present += 1
@@ -91,11 +92,11 @@ class _Unpacking:
 
     def _stays(self, folder: Path, entry: Entry) -> bool:
         """Return whether a folder holds the entry's bytes, or a later save of its step: it counts before a record."""
-        if entry.path == folder or equal(_span(folder), span_of(entry)):
+        if entry.local == folder or equal(_span(folder), span_of(entry)):
             return True
         try:
             open_checkpoint(folder).close()
-            return self.target == entry.path.parent
+            return self.target == entry.local.parent
         except FormatError:
             return False
 
@@ -106,9 +107,10 @@ class _Unpacking:
         try:
             draft.mkdir()
             span = span_of(entry)
-            total = _copy(span, draft / MODEL_FILE)
+            every = entry.record.every if entry.record is not None else 1
+            total = _copy(span, draft / MODEL_FILE, every)
             if entry.record is not None and total != entry.record.sum:
-                return f"{entry.path}, step {entry.step}: the bytes are not those that were written"
+                return f"{entry.local}, step {entry.step}: the bytes are not those that were written"
             if final.exists():
                 shutil.rmtree(final)
             draft.rename(final)
@@ -131,14 +133,14 @@ def _span(folder: Path) -> Span:
     return Span(file, 0, file.stat().st_size if file.is_file() else 0)
 
 
-def _copy(span: Span, path: Path) -> int:
+def _copy(span: Span, path: Path, every: int) -> int:
     """Write the bytes of a span into a new file and return their checksum."""
     total = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         for block in span.blocks():
             write_all(descriptor, [block])
-            total += checksum([block])
+            total += checksum(block, every)
     finally:
         os.close(descriptor)
     return total % 2**64
@@ -146,14 +148,13 @@ def _copy(span: Span, path: Path) -> int:
 
 def _begin_copy(path: Path, target: Path) -> RunLock:
     """Make `target` a run with what describes the run `path`; it may be the same from an interrupted call."""
-    facts = (path / RUN_FILE).read_bytes()
     try:
         target.mkdir(parents=True, exist_ok=True)
         lock = RunLock(target)
         there = target / RUN_FILE
         if not there.exists() and any(target.iterdir()):
             raise RunError(f"{target} is not empty. Choose another folder.")
-        if there.exists() and there.read_bytes() != facts:
+        if there.exists() and replace(read_run(target), path=path, status=read_run(path).status) != read_run(path):
             raise RunError(f"{target} holds another run. Choose another folder.")
         remove_drafts(target)
         for name in (RUN_FILE, METRICS_FILE, PROBE_FILE):

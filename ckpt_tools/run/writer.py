@@ -133,7 +133,8 @@ class RunWriter:
         """
         if type(step) is not int or step < 0:
             raise RunError(f"A step must be an int of at least 0. Got {step!r} instead.")
-        stored = {name: value for name, value in tensors.items() if name not in self._facts["tied"]}
+        tied = self._facts["tied"]
+        stored = {name: value for name, value in tensors.items() if name not in tied} if tied else tensors
         try:
             self._saving.put(step, self._laid_out(stored), stored)
         except TensorError as error:

@@ -81,8 +81,8 @@ FILES: dict[str, tuple[bytes, str]] = {
     "header is a list": (length(2) + b"[]", "no known format"),
     "git-LFS pointer": (LFS, "git-LFS pointer that stands for a file of 1,234,567 bytes, .*git lfs pull"),
     "web page": (b"<!DOCTYPE html><html>404", "an HTML page"),
-    "zip": (b"PK\x03\x04" + b"\0" * 30, "a zip archive"),
-    "pickle": (b"\x80\x04\x95\x10", "a Python pickle"),
+    "zip": (b"PK\x03\x04" + b"\0" * 30, "a zip archive without its end"),
+    "pickle": (b"\x80\x04\x95\x10", "truncated or damaged"),
     "JSON": (b'{"error": {"not": "found"}}', "JSON text"),
     "JSON with a brace where a header begins": (b'{"oops":{"not": "found"}}', "JSON text"),
 }

@@ -56,12 +56,12 @@ def test_the_only_file_with_weights_is_found_by_content(tmp_path, save):
     save(tmp_path / "weights.dat", {"a": W})
     save(tmp_path / "optimizer.safetensors", {"m": W})
     (tmp_path / "README.md").write_text("# a model")
-    (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    (tmp_path / "old.bin").write_bytes(b"BZh91AY")
     with open_checkpoint(tmp_path) as checkpoint:
         assert list(checkpoint.tensors) == ["a"]
         reasons = {skip.name: skip.reason for skip in checkpoint.skipped}
-    assert set(reasons) == {"optimizer.safetensors", "tf_model.h5"}
-    assert "an HDF5 file" in reasons["tf_model.h5"]
+    assert set(reasons) == {"optimizer.safetensors", "old.bin"}
+    assert "bzip2-compressed" in reasons["old.bin"]
 
 
 def test_several_files_with_weights_leave_the_choice(tmp_path, save):
@@ -73,11 +73,36 @@ def test_several_files_with_weights_leave_the_choice(tmp_path, save):
         open_checkpoint(tmp_path)
 
 
-def test_two_indices_leave_the_choice(tmp_path, sharded):
+def test_two_indices_leave_the_choice_unless_one_has_the_usual_name(tmp_path, sharded):
     sharded(tmp_path, {"model-00001-of-00001.safetensors": {"a": W}})
-    (tmp_path / "model.fp16.safetensors.index.json").write_text("{}")
+    for name in ("model.fp16.safetensors.index.json", "pytorch_model.bin.index.json"):
+        (tmp_path / name).write_text("{}")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
+    (tmp_path / "model.safetensors.index.json").rename(tmp_path / "other.index.json")
+    (tmp_path / "pytorch_model.bin.index.json").unlink()
     with pytest.raises(SourceError, match="holds 2 indices of shards"):
         open_checkpoint(tmp_path)
+
+
+def test_of_several_usual_names_the_first_is_read(tmp_path, save):
+    save(tmp_path / "pytorch_model.bin", {"b": W})
+    save(tmp_path / "flax_model.msgpack", {"c": W})
+    (tmp_path / "tf_model.h5").write_bytes(b"anything")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["b"]
+        reasons = {skip.name: skip.reason for skip in checkpoint.skipped}
+    assert set(reasons) == {"flax_model.msgpack", "tf_model.h5"}
+    assert set(reasons.values()) == {"not opened: the weights are read from pytorch_model.bin"}
+
+
+def test_folders_of_formats_that_are_not_read_say_what_to_do(tmp_path):
+    for name, message in (("_CHECKPOINT_METADATA", "an Orbax checkpoint"), ("saved_model.pb", "a TensorFlow")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(b"{}")
+        with pytest.raises(FormatError, match=f"is {message}.* which is not read. .* save"):
+            open_checkpoint(folder)
 
 
 def test_a_broken_file_is_not_passed_over_for_a_whole_one(tmp_path, save):
@@ -91,14 +116,8 @@ def test_a_broken_file_is_not_passed_over_for_a_whole_one(tmp_path, save):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (b"PK\x03\x04", "a zip archive"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02", "a legacy torch.save pickle"),
-        (b"\x80\x02}q\x00", "a Python pickle"),
-        (b"GGUF\x03\0\0\0", "a GGUF file"),
-        (b"\x93NUMPY\x01\0", "a single NumPy array"),
         (b"\x1f\x8b\x08", "gzip-compressed"),
         (b"sys_info" + b"\0" * 500, "a tar archive"),
-        (b"\0" * 257 + b"ustar\0", "a tar archive"),
         (b"<?xml version='1.0'?>", "an XML document"),
         (b"epoch,loss\n1,2\n", "text that begins with 'epoch,loss"),
         ("Grüße 日本".encode()[:-1], "text that begins with 'Grüße 日'"),
@@ -112,6 +131,24 @@ def test_other_formats_are_named(tmp_path, head, message):
         open_checkpoint(tmp_path / "x.pt")
     with pytest.raises(FormatError, match=f"holds no weights that can be read: .*x.pt is {message}"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (b"PK\x03\x04", "a zip archive without its end"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02", "truncated or damaged"),
+        (b"\x80\x02}q\x00", "truncated or damaged"),
+        (b"GGUF\x03\0\0\0", "truncated or damaged"),
+        (b"\x93NUMPY\x01\0", "truncated or damaged"),
+        (b"\0" * 257 + b"ustar\0", "a tar archive of other files"),
+    ],
+)
+def test_the_beginning_of_a_known_format_is_not_enough(tmp_path, head, message):
+    (tmp_path / "x.pt").write_bytes(head)
+    for path in (tmp_path / "x.pt", tmp_path):
+        with pytest.raises(FormatError, match=f"x.pt is {message}"):
+            open_checkpoint(path)
 
 
 def test_a_missing_path_names_its_nearest_neighbour(tmp_path, save):
@@ -131,8 +168,8 @@ def test_what_is_no_file_and_no_folder_is_explained(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SourceError, match="not a regular file"):
         open_checkpoint(tmp_path / "pipe")
-    with pytest.raises(SourceError, match="not a local path"):
-        open_checkpoint("hf://org/name")
+    with pytest.raises(SourceError, match="no local path, and its scheme is not read; known: hf, http"):
+        open_checkpoint("ftp://host/name")
     with pytest.raises(SourceError, match="embedded null"):
         open_checkpoint("a\0b")
 

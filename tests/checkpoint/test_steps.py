@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tools.checkpoint.steps import folder_step, select_steps, step_in_name
+from ckpt_tools.checkpoint.steps import folder_step, gaps, select_steps, step_in_name
 from ckpt_tools.errors import SourceError
 
 steps = st.lists(st.integers(0, 10**6), min_size=1, max_size=60, unique=True).map(sorted)
@@ -16,7 +16,8 @@ steps = st.lists(st.integers(0, 10**6), min_size=1, max_size=60, unique=True).ma
     ("name", "step"),
     [
         ("checkpoint-128", 128), ("step-000007", 7), ("step0", 0), ("step_12", 12), ("global_step1000", 1000),
-        ("Step-3", 3), ("checkpoint", None), ("checkpoint-best", None), ("checkpoint-5-old", None),
+        ("Step-3", 3), ("epoch_4", 4), ("iter_0000100", 100), 
+        ("checkpoint", None), ("checkpoint-best", None), ("checkpoint-5-old", None),
         (".step-5", None), ("step-5.tmp", None), ("my-step-5", None), ("step--5", None), ("step-1e3", None),
         ("step-" + "9" * 5000, None), ("step-٣", None),
     ],
@@ -95,3 +96,25 @@ def test_a_range_is_a_filter_with_both_ends(steps, a, b, stride):
     else:
         with pytest.raises(SourceError, match="is meant"):
             select_steps(steps, f"{a}:{b}:{stride}")
+
+
+@pytest.mark.parametrize(
+    ("steps", "missing"),
+    [
+        ([10, 20, 40, 50], [30]), ([0, 10, 20, 60, 70], [30, 40, 50]), ([10, 20, 40, 60, 70], [30, 50]),
+        ([0, 1, 2, 4, 8, 16, 32], []), ([0, 10, 20, 50, 100, 200, 500], []), ([1, 2, 3, 10, 20, 30], []),
+        ([*range(10), *range(10, 200, 10)], []), ([0, 10, 20, 35, 45], []), ([5], []), ([0, 5], []), ([0, 5, 15], []),
+        ([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 3000, 5000, 6000, 7000], [4000]),
+        ([0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256], []),
+    ],
+)  # fmt: skip
+def test_gaps_of_a_regular_grid(steps, missing):
+    assert gaps(steps) == missing
+
+
+@given(start=st.integers(0, 99), width=st.integers(1, 50), count=st.integers(6, 40), hole=st.integers(0, 99))
+def test_a_hole_is_found_and_a_full_grid_has_none(start, width, count, hole):
+    grid = [start + i * width for i in range(count)]
+    assert gaps(grid) == []
+    at = 2 + hole % (count - 4)
+    assert gaps(grid[:at] + grid[at + 1 :]) == [grid[at]]

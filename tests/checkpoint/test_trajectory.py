@@ -29,7 +29,10 @@ def make(tmp_path, save):
     return build
 
 
-@pytest.mark.parametrize("pattern", ["checkpoint-{}", "step-{:06d}", "step{}", "step_{}", "global_step{}"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["checkpoint-{}", "step-{:06d}", "step{}", "step_{}", "global_step{}", "epoch_{}", "iter_{:07d}", "pythia-step{}"],
+)
 def test_step_folders_are_ordered_by_number(make, pattern):
     path = make(*(pattern.format(step) for step in (10, 9, 0, 100)))
     trajectory = open_trajectory(str(path))
@@ -44,7 +47,7 @@ def test_step_folders_are_ordered_by_number(make, pattern):
 
 
 def test_what_is_left_out_is_listed(make, save):
-    path = make("step-1", ".step-2", "step-3.tmp", "tmp-checkpoint-4", "best", ".cache")
+    path = make("step-1", ".step-2", "step-3.tmp", "tmp-checkpoint-4", "plots", ".cache")
     (path / "step-9").write_text("not a folder")
     (path / "log.json").write_text("{}")
     save(path / "model.safetensors", {"a": W})
@@ -53,7 +56,7 @@ def test_what_is_left_out_is_listed(make, save):
     reasons = {skip.name: skip.reason for skip in trajectory.skipped}
     for name in (".step-2", "step-3.tmp", "tmp-checkpoint-4", ".cache"):
         assert reasons.pop(name) == "temporary or unfinished"
-    assert reasons.pop("best") == "a folder whose name holds no step"
+    assert reasons.pop("plots") == "a folder whose name holds no step of this run"
     assert reasons.pop("step-9") == "a file, where steps are folders"
     assert "of no known step" in reasons.pop("model.safetensors")
     assert reasons == {}
@@ -85,8 +88,8 @@ def test_nothing_to_open_is_explained(tmp_path):
         open_trajectory(tmp_path)
     with pytest.raises(SourceError, match="does not exist: there is no 'missing'"):
         open_trajectory(tmp_path / "missing")
-    (tmp_path / "x").write_bytes(b"GGUF")
-    with pytest.raises(FormatError, match="a GGUF file"):
+    (tmp_path / "x").write_bytes(b"BZh91AY")
+    with pytest.raises(FormatError, match="bzip2-compressed"):
         open_trajectory(tmp_path / "x")
     (tmp_path / "run.json").write_text('{"status": "running"}')
     with pytest.raises(SourceError, match="a run without checkpoints yet"):

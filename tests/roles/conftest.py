@@ -131,6 +131,7 @@ def save(kind: str, module: Any, folder: Path) -> Saved:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]:
     """Return the saved model of an architecture, made once; keyword arguments change its configuration."""
+    pytest.importorskip("transformers")
     made: dict[Any, Saved] = {}
 
     def get(kind: str, **changes: Any) -> Saved:

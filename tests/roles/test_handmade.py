@@ -266,7 +266,7 @@ def test_lstm_gates(path: str, projection: int) -> None:
             out.append(h)
         x = torch.stack(out, 1)
     close(x, module(X)[0])
-    assert name == "recurrent"
+    assert name == "torch_rnn"
 
 
 def test_gru_gates_in_both_directions() -> None:
@@ -300,6 +300,14 @@ def test_two_recurrent_modules_carry_their_names() -> None:
     assert {"embed", "encoder.layers.0.rnn.input.reset", "decoder.layers.0.rnn.input.forget"} <= set(layout.matrices)
 
 
+@pytest.mark.parametrize("paths", [("", "decoder."), ("a.", "a.b."), ("x.a.y.", "x.b.y."), ("a.", "b.a.")])
+def test_paths_are_told_apart_whatever_they_share(paths: tuple[str, str]) -> None:
+    state = {path + n: t for path in paths for n, t in nn.RNN(3, 4).state_dict().items()}
+    _, layout, _ = read(state)
+    assert len(layout.matrices) == 4 and layout.notes == []
+    assert all(name.endswith(("layers.0.rnn.input", "layers.0.rnn.hidden")) for name in layout.matrices)
+
+
 MLPS: dict[str, Any] = {
     "sequential": lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)),
     "under a name": lambda: nn.ModuleDict({"net": MLPS["sequential"]()}),
@@ -316,7 +324,7 @@ def test_plain_networks_number_their_layers(kind: str) -> None:
     model = randomised(MLPS[kind]())
     name, layout, w = read(model)
     x = torch.randn(3, 4)
-    assert name == "plain_mlp" and list(layout.matrices) == [f"layers.{k}.linear" for k in range(3)]
+    assert name == "torch_mlp" and list(layout.matrices) == [f"layers.{k}.linear" for k in range(3)]
     for k, part in enumerate(m for m in model.modules() if isinstance(m, nn.Linear)):
         close(linear(w, f"layers.{k}.linear", x), part(x))
         x = part(x)

@@ -47,6 +47,18 @@ def test_one_matrix_per_expert_without_a_table() -> None:
     assert torch.equal(canonical(found, arrays)["ffn.experts.w_in.1"], torch.tensor(arrays["ffn.experts.w_in"][1]))
 
 
+def test_experts_are_in_order() -> None:
+    shapes = {f"layers.0.block_sparse_moe.experts.{e}.w1.weight": (4, 2) for e in (0, 1, 10, 2)}
+    found = layout({n: np.zeros(shape, "f4") for n, shape in shapes.items()}, FAMILIES["mixtral"])
+    assert list(found.matrices) == [f"layers.0.mlp.experts.{e}.gate" for e in (0, 1, 2, 10)]
+
+
+def test_names_and_shapes_nobody_expects() -> None:
+    odd = {"²": np.zeros(2, "f4"), "": np.zeros((1, 1), "f4"), "layers.0.mlp.experts.gate_up_proj": np.zeros(3, "f4")}
+    found = layout(odd, FAMILIES["mixtral"])
+    assert {*found.matrices, *found.vectors} == set(odd)
+
+
 def test_kernels_are_turned_to_out_in() -> None:
     dense, conv = np.random.default_rng(0).random((4, 3), "f4"), np.random.default_rng(1).random((2, 2, 5, 3), "f4")
     arrays = {"params/dense/kernel": dense, "conv.kernel": conv, "model/dense/kernel:0": dense}

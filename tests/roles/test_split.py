@@ -65,9 +65,15 @@ def test_one_role_owns_all() -> None:
         ("heads", 12, "needs n_heads, which the configuration does not give"),
         (("4", "4", "5"), 12, r"12 rows are not 4 \+ 4 \+ 5"),
         (("4", "*", "*"), 11, r"11 rows are not 4 \+ \* \+ \*"),
+        (("4", "*", "*"), 4, r"4 rows are not 4 \+ \* \+ \*"),
         ("2 : 1 : 1", 6, "6 rows do not divide by 4"),
     ],
 )
 def test_what_does_not_fit_says_why(split: Any, rows: int, message: str) -> None:
     with pytest.raises(Unsplittable, match=message):
         split_parts(Rule("t", QKV, split=split), rows, {})
+
+
+def test_heads_that_form_no_groups() -> None:
+    with pytest.raises(Unsplittable, match="2 heads do not form 4 groups"):
+        split_parts(Rule("t", QKV, split="groups"), 24, {"n_heads": 2, "n_kv_heads": 4})

@@ -55,6 +55,7 @@ def test_facts() -> None:
     assert mine.facts({"n_head": 8, "hidden_size": 32}) == {
         "n_heads": 8, "n_kv_heads": 1, "ff": 4, "d_model": 32, "head_dim": 4
     }  # fmt: skip
+    assert mine.facts({"n_head": -4, "inner": 0}) == {"n_kv_heads": 1, "ff": 4}
     assert mine.facts({"n_head": True, "inner": "9"}) == {"n_kv_heads": 1, "ff": 4}
     assert table_from({}, "t").facts({"num_attention_heads": None}, {"n_heads": 3}) == {"n_heads": 3, "n_kv_heads": 3}
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from safetensors.torch import load_file
 
 from ckpt_tools.errors import RunError
 from ckpt_tools.run import RunWriter, read_metrics, read_probe, read_run
-from ckpt_tools.run.template import CODES, Template
 from ckpt_tools.run.files import write_file
+from ckpt_tools.run.template import CODES, Template
 
 TORCH_DTYPES = [getattr(torch, name) for name in CODES]
 
@@ -245,27 +243,3 @@ def test_full_disk_leaves_earlier_checkpoints(tmp_path: Path, monkeypatch: pytes
     monkeypatch.undo()
     run.finish("interrupted")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "run.json", "step-000000"]
-
-
-KILLED = """
-import os, sys, numpy as np
-from ckpt_tools.run import RunWriter
-assert "torch" not in sys.modules
-run = RunWriter(sys.argv[1], family="f", family_version=1, config={})
-for step in range(100_000):
-    run.save(step, {"a": np.full((50, 50), step)}, {"loss": step})
-    print(step, flush=True)
-"""
-
-
-def test_a_killed_writer_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    acknowledged = [int(process.stdout.readline()) for _ in range(40)][-1]
-    process.kill()
-    process.stdout.close()
-    process.wait()
-    for step in range(acknowledged + 1):
-        assert (load_numpy(tmp_path / f"run/step-{step:06d}/model.safetensors")["a"] == step).all()
-    assert (read_metrics(tmp_path / "run")["step"][: acknowledged + 1] == np.arange(acknowledged + 1)).all()
-    assert read_run(tmp_path / "run").status == "running"

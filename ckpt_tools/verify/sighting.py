@@ -1,0 +1,98 @@
+"""What is kept of one checkpoint to compare it with others: a few bytes per tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self
+
+from ..checkpoint import Checkpoint, TensorInfo
+from ..checkpoint.aliases import stored_number
+
+_DIGITS = 16
+_FLOATS = ("float", "bfloat")
+_FEW, _FEW_COARSE = 64, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A tensor as a checkpoint holds it; `coarse` when it is stored in fewer than 4 bytes per number."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    coarse: bool = False
+
+    @property
+    def telling(self) -> bool:
+        """Whether equal bytes at two steps mean a copy: floats of enough entries that chance cannot repeat them.
+
+        Few coarse entries may round back to what they were, and short vectors may be clipped or unused.
+        """
+        size = prod(self.shape)
+        if not self.dtype.startswith(_FLOATS):
+            return False
+        return (size >= _FEW_COARSE and len(self.shape) > 1) if self.coarse else size >= _FEW
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One checkpoint: its tensors, digests of some or all of them, which are not finite, and the step stored inside.
+
+    Small, picklable, and JSON-able through `text` and `parse`, so that it can come from another process or a journal.
+    """
+
+    tensors: Mapping[str, Held]
+    digests: Mapping[str, str]
+    nonfinite: tuple[str, ...] = ()
+    stored: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        names: Iterable[str] | None = None,
+        *,
+        unit: str = "step",
+        nonfinite: Iterable[str] = (),
+        digests: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Return what is seen of an open checkpoint. `names` are the tensors to compare (default: all).
+
+        A digest that is not known yet is computed, which reads the tensor; `digests` are taken instead when given.
+        `nonfinite` names tensors found to hold NaN or infinity, `unit` says which number inside counts, step or epoch.
+        """
+        chosen = list(checkpoint.tensors) if names is None else list(names)
+        known = digests if digests is not None else {name: checkpoint.digest(name) for name in chosen}
+        return cls(
+            {info.name: _held(info) for info in checkpoint.tensors.values()},
+            {name: digest[:_DIGITS] for name, digest in known.items()},
+            tuple(nonfinite),
+            stored_number(checkpoint.metadata, unit),
+        )
+
+    def text(self) -> str:
+        """Return the sighting as JSON."""
+        tensors = {n: [h.dtype, list(h.shape), h.file, h.coarse] for n, h in self.tensors.items()}
+        return json.dumps([tensors, dict(self.digests), list(self.nonfinite), self.stored], separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the sighting that `text` gave."""
+        tensors, digests, nonfinite, stored = json.loads(text)
+        held = {name: Held(dtype, tuple(shape), file, coarse) for name, (dtype, shape, file, coarse) in tensors.items()}
+        return cls(held, digests, tuple(nonfinite), stored)
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return `{tensor: (dtype, shape)}`."""
+        return {name: (held.dtype, held.shape) for name, held in self.tensors.items()}
+
+
+def _held(info: TensorInfo) -> Held:
+    return Held(info.dtype, info.shape, info.file.name, _bytes_each(info) < 4)
+
+
+def _bytes_each(info: TensorInfo) -> Any:
+    return info.nbytes / info.size if info.size else 4
