@@ -146,10 +146,16 @@ class Weights:
 
     def content_hash(self, *, everything: bool) -> str:
         """Return the SHA-256 over the tensors analyzers may see: selected matrices and vectors, or all tensors."""
-        if everything:
-            return self.checkpoint.content_hash()
-        seen = [*self.names, *self.vector_names]
-        return self.checkpoint.content_hash({self.info(name).tensor for name in seen})
+        return self.checkpoint.content_hash(None if everything else self.seen_tensors())
+
+    def seen_tensors(self) -> set[str]:
+        """Names of the stored tensors behind selected matrices and vectors."""
+        return {self.info(name).tensor for name in [*self.names, *self.vector_names]}
+
+    def nonfinite_tensors(self) -> list[str]:
+        """Names of the stored tensors behind matrices whose spectrum was asked for and is NaN."""
+        broken = [name for name, spectrum in self.spectra.items() if np.isnan(spectrum.values).any()]
+        return sorted({self.info(name).tensor for name in broken})
 
     def spectrum(self, name: str) -> Spectrum:
         """Return the singular values of a matrix, computed once per checkpoint; large ones are streamed by rows."""

@@ -89,6 +89,7 @@ def analyze(
         session = Session(plan, journal, target, workers=workers, strict=strict)
         tally = session.run(on_progress)
         facts = session.store.facts
+        findings = [f"{f.severity}: {f.message}" for f in session.store.findings() if f.severity != "note"]
         done = sorted({int(step) for name in session.tally_names() for step in session.store.groups[name]["keys"]})
     return Outcome(
         Path(output),
@@ -96,7 +97,7 @@ def analyze(
         len(plan.steps),
         [a.name for a in plan.analyzers],
         len(facts.get("matrices", [])),
-        list(facts.get("notes", [])),
+        [*facts.get("notes", []), *findings],
         time.monotonic() - started,
         tally.interrupted,
         tally.computed,

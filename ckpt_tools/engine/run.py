@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint
 from ..errors import CkptError, SourceError
 from ..layouts import Resolved
 from ..results import Record, check, check_batch
+from ..verify.sighting import Sighting
 from ..view import BatchView, View
 from ..weights import Block, Lazy, Weights
 from .limits import time_limit
@@ -41,6 +42,7 @@ class StepResult:
     failures: dict[str, str] = field(default_factory=dict)
     errors: list[CkptError] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    sighting: str = ""
 
 
 class Runner:
@@ -118,6 +120,12 @@ class Runner:
             self._attempt(analyzer, position, result)
         try:
             result.hash = weights.content_hash(everything=self.plan.runs_models)
+            result.sighting = Sighting.of(
+                weights.checkpoint,
+                sorted(weights.seen_tensors()),
+                unit=self.plan.trajectory.unit,
+                nonfinite=weights.nonfinite_tensors(),
+            ).text()
         except SourceError as error:
             result.errors.append(error)
             result.records.clear()

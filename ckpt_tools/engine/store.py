@@ -14,6 +14,8 @@ from ..analyzer import Analyzer, Out
 from ..errors import ResultsError
 from ..results import Group, Series, check_summary, write_results
 from ..results import Trajectory as TrajectoryFacts
+from ..verify import Finding, Watcher
+from ..verify.sighting import Sighting
 from .journal import Journal, Records
 from .plan import Plan
 from .run import StepResult
@@ -88,8 +90,19 @@ class Store:
             known.extend(item for item in result.facts.get(name, []) if item not in known)
         for name in _MAPS:
             self.facts.setdefault(name, {}).update(result.facts.get(name, {}))
+        if result.sighting:
+            self.journal.put_fact(f"sighting {result.step}", result.sighting)
         if result.facts.get("family"):
             self.facts["family"] = result.facts["family"]
+
+    def findings(self) -> list[Finding]:
+        """Return what is suspicious about the trajectory, as far as all passes into this file have seen it."""
+        watcher = Watcher(self.plan.trajectory)
+        for step in self.steps:
+            seen = self.journal.fact(f"sighting {step}")
+            if seen is not None:
+                watcher.add(int(step), Sighting.parse(seen))
+        return watcher.findings()
 
     def save(self) -> None:
         """Put everything into the journal; what was finished is then acknowledged."""
@@ -147,6 +160,7 @@ class Store:
             "storage_dtypes": sorted(self.facts.get("dtypes", [])),
             "tied": self.facts.get("aliases", {}),
             "notes": self.facts.get("notes", []),
+            "findings": [finding.as_dict() for finding in self.findings()],
             "skipped_checkpoints": {s.name: s.reason for s in trajectory.skipped},
             "run": {k: run[k] for k in ("family", "task", "task_config", "config", "train", "seed") if k in run},
         }
