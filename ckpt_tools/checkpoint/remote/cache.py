@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...errors import FetchError, OptionError, SourceError
 from ..localfile import LocalFile
+from ..location import RemotePath, open_file
 from .reader import Part
 
 DEFAULT_SIZE = 20 * 2**30
@@ -45,11 +47,14 @@ def default_folder() -> Path:
 class CachedFile(LocalFile):
     """A copy in the cache; it stays there as long as this object lives, however often it is closed and read again."""
 
-    __slots__ = ("_pin", "transferred")
+    __slots__ = ("_origin", "_pin", "transferred")
 
-    def __init__(self, path: Path, pin: int, transferred: int) -> None:
-        self._pin, self.transferred = pin, transferred
+    def __init__(self, path: Path, origin: RemotePath, pin: int, transferred: int) -> None:
+        self._origin, self._pin, self.transferred = origin, pin, transferred
         super().__init__(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copied, (self._origin,)
 
     def __del__(self) -> None:
         super().__del__()
@@ -70,17 +75,17 @@ class Cache:
         size = parse_size(text) if text else DEFAULT_SIZE
         return cls(default_folder(), size if limit is None else limit)
 
-    def copy(self, key: str, name: str, part: Part, what: str, sha256: str = "") -> CachedFile:
-        """Return the copy of a file, made if there is none; `key` stands for the content.
+    def copy(self, key: str, origin: RemotePath, part: Part, what: str, sha256: str = "") -> CachedFile:
+        """Return the copy of a file, made if there is none; `key` stands for the content, `what` in messages.
 
         Raises FetchError when it cannot be had, is not what its hash says, or does not fit.
         """
-        path = self.folder / key / name
+        path = self.folder / key / origin.name
         while True:
             pin = _locked(path, fcntl.LOCK_SH)
             if pin is not None:
                 os.utime(path, ns=(time.time_ns(), os.fstat(pin).st_mtime_ns))
-                return CachedFile(path, pin, part.transferred)
+                return CachedFile(path, origin, pin, part.transferred)
             self._download(path, part, what, sha256)
 
     def _download(self, path: Path, part: Part, what: str, sha256: str) -> None:
@@ -121,6 +126,10 @@ class Cache:
         for path in self.folder.glob("*/*"):
             with suppress(FileNotFoundError):
                 yield path, path.stat()
+
+
+def _copied(origin: RemotePath) -> LocalFile:
+    return open_file(origin).local()
 
 
 def _locked(path: Path, how: int) -> int | None:

@@ -196,7 +196,7 @@ class HubStore(Store):
 
         def copy(part: Part) -> LocalFile:
             key = item.sha256 or item.blob or hashlib.sha256(str(path).encode()).hexdigest()
-            return Cache.of(self.repository.cache_size).copy(key, path.name, part, what, item.sha256)
+            return Cache.of(self.repository.cache_size).copy(key, path, part, what, item.sha256)
 
         if not item.sha256 and item.blob and item.size <= SMALL:
             data = self.repository.file_in_git(path, url, item)

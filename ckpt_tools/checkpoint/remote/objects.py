@@ -64,7 +64,7 @@ class ObjectStore(Store):
 
         def copy(whole: Part) -> LocalFile:
             key = hashlib.sha256(f"{path} {part.stamp} {part.size}".encode()).hexdigest()
-            return Cache.of(self.cache_size).copy(key, path.name, whole, str(path))
+            return Cache.of(self.cache_size).copy(key, path, whole, str(path))
 
         return RemoteFile(path, part, copy, self.heads, content=f"{path} {part.stamp}")
 

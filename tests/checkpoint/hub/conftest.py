@@ -1,7 +1,4 @@
-"""A hub on this machine: the interface that huggingface_hub speaks, and a content server on another origin.
-
-It serves what a test puts into it, counts every request and byte, and misbehaves on demand.
-"""
+"""A hub on this machine and its content server on another origin: they count what they send, and fail on demand."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ class Repo:
 
 @dataclass
 class Seen:
-    """One request: which server, what was asked, and the bytes of body that went out."""
+    """One request: which server, what was asked (`range` too), and the bytes of body that went out."""
 
     server: str
     method: str
@@ -69,7 +66,6 @@ class Seen:
 
     @property
     def range(self) -> str:
-        """What the request asked for."""
         return self.headers.get("range", "")
 
 
@@ -93,8 +89,7 @@ class Fault:
 class QuietServer(ThreadingHTTPServer):
     """A server that does not print it when its clients hang up."""
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing."""
+    def handle_error(self, request: Any, client_address: Any) -> None: ...
 
 
 class FakeHub:
