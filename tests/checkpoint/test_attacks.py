@@ -168,6 +168,35 @@ def test_the_untouched_pickle_is_fine(tmp_path):
         assert checkpoint.read("w").tolist() == [0.0] * 4
 
 
+def call(name: str, *args: object) -> bytes:
+    module, _, function = name.rpartition(".")
+    return f"c{module}\n{function}\n".encode() + pickle.dumps(args, 2)[2:-1] + b"R"
+
+
+MALFORMED = {
+    "a tensor of texts": (call("torch._utils._rebuild_tensor_v2", "a", 0, (1,), (1,)), "a tensor is malformed"),
+    "a tensor of nothing": (call("torch._utils._rebuild_tensor_v2"), "a tensor is malformed"),
+    "a parameter of nothing": (call("torch._utils._rebuild_parameter"), "a parameter without a tensor"),
+    "a subclass of nothing": (call("torch._tensor._rebuild_from_type_v2", 1), "a tensor of a subclass is malformed"),
+    "a dict of single things": (call("collections.OrderedDict", [("a",)]), "an ordered dict is malformed"),
+    "a dict of lists": (call("collections.OrderedDict", [([], 1)]), "an ordered dict is malformed"),
+    "bytes in an odd code": (call("_codecs.encode", "a", "rot13"), "a byte string is encoded in an unusual way"),
+    "a numpy array from a text": (call("numpy.core.numeric._frombuffer", "x"), "the buffer of a numpy array"),
+    "a numpy scalar of nothing": (call("numpy.core.multiarray.scalar"), "a numpy scalar that is malformed"),
+    "a state that is none": (call("numpy.core.multiarray._reconstruct") + b"K\x01b", "the state of a numpy array"),
+    "a dtype's state": (call("numpy.dtype", "f4") + b"K\x01b", "the state of a numpy dtype"),
+    "a storage of odd numbers": (b"(X\x07\0\0\0storageK\x01K\x02tQ", "a storage is not described"),
+    "an object with keywords": (b"cx\ny\n)}\x92", "holds no tensors of a model"),
+    "a jax array of nothing": (call("jax._src.array._reconstruct_array", 1), "a jax array is malformed"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_calls(tmp_path, case):
+    value, message = MALFORMED[case]
+    refuse(zipped(tmp_path / "x.pt", b"\x80\x02}X\x01\0\0\0w" + value + b"s."), message)
+
+
 def test_compressed_records_are_refused(tmp_path):
     refuse(
         zipped(tmp_path / "x.pt", tensor(), method=zipfile.ZIP_DEFLATED), "record 'x/data.pkl' is deflated; only stored"

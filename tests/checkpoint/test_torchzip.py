@@ -92,6 +92,19 @@ def test_views_of_one_storage(tmp_path, kinds, dtype, legacy, start):
         assert set(checkpoint.aliases) >= same - {min(same, default="")}
 
 
+def test_a_narrow_view_of_a_wide_matrix_is_read_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("ckpt_tools.checkpoint.strided._SPAN", 100)
+    wide = torch.arange(20_000.0).reshape(100, 200)
+    state = {"narrow": wide[:, 3:5], "block": wide.reshape(10, 10, 200)[:, 2:4, :3], "wide": wide}
+    with saved(tmp_path / "x", state) as checkpoint:
+        for name, tensor in state.items():
+            np.testing.assert_array_equal(checkpoint.read(name), tensor.numpy())
+        checkpoint.close()
+    with open_checkpoint(tmp_path / "x") as checkpoint:
+        checkpoint.read("narrow")
+        assert checkpoint.bytes_read == 100 * 2 * 4
+
+
 def test_a_tied_head_is_an_alias_and_read_once(tmp_path):
     embed = torch.nn.Embedding(10, 4)
     state = {"embed.weight": embed.weight, "head.weight": embed.weight, "copy.weight": embed.weight.detach().clone()}
@@ -193,6 +206,18 @@ def test_a_parameter_with_attributes_and_a_subclass(tmp_path):
     with saved(tmp_path / "x", {"a": parameter, "b": torch.nn.Buffer(torch.zeros(2))}) as checkpoint:
         np.testing.assert_array_equal(checkpoint.read("a"), np.ones((2, 3), np.float32))
         assert checkpoint.read("b").tolist() == [0.0, 0.0]
+
+
+class Tagged(torch.Tensor):
+    """A tensor with attributes, which is pickled as a call of `_rebuild_from_type_v2`."""
+
+
+def test_a_subclass_of_tensor(tmp_path):
+    tagged = torch.arange(4.0).reshape(2, 2).as_subclass(Tagged)
+    tagged.tag = "x"
+    with saved(tmp_path / "x", {"w": tagged, "t": tagged.t()}) as checkpoint:
+        assert checkpoint.read("w").tolist() == [[0.0, 1.0], [2.0, 3.0]]
+        assert checkpoint.read("t").tolist() == [[0.0, 2.0], [1.0, 3.0]]
 
 
 def unreadable() -> dict[str, tuple[torch.Tensor, str]]:
