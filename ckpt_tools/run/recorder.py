@@ -128,12 +128,19 @@ class Recorder:
         """
         if not self._finalizer.detach():
             return
+        self._terminator.busy = True
         try:
-            if status == "finished" and self._saved != self._now:
-                self._save()
+            try:
+                if status == "finished" and self._saved != self._now:
+                    self._save()
+            except BaseException:
+                status = "interrupted"
+                raise
+            finally:
+                self.run.finish(status)
         finally:
+            self._terminator.end()
             self._terminator.release()
-            self.run.finish(status)
 
     def _save(self) -> None:
         tensors = self._tensors()

@@ -61,6 +61,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _terminate() -> None:
     for terminator in list(_open):
+        terminator.asked = False
         terminator.interrupt()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():  # elsewhere the signal comes back to it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
