@@ -45,7 +45,11 @@ class SaveQueue:
     def put(self, step: int, size: int, fill: Fill) -> None:
         """Let `fill` copy a checkpoint of `size` bytes into a buffer, and have it written as soon as possible."""
         buffer = self._buffer(size)
-        fill(buffer)
+        try:
+            fill(buffer)
+        except BaseException:
+            self._free.append(buffer)
+            raise
         with self._change:
             self._start()
             self._waiting.append((step, buffer))

@@ -12,17 +12,18 @@ from ..errors import OptionError, RunError
 _MAX_BUFFERS = 1024
 
 
-def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
-    """Write all buffers in as few system calls as it takes, one for most."""
+def write_all(descriptor: int, buffers: Sequence[bytes | memoryview], size: int = -1) -> None:
+    """Write all buffers, of `size` bytes if known, in as few system calls as it takes: one for most."""
+    written = os.writev(descriptor, buffers[:_MAX_BUFFERS])
+    if written == size:
+        return
     left = list(buffers)
     while left:
-        written = os.writev(descriptor, left[:_MAX_BUFFERS])
-        if written == sum(map(len, left)):
-            return
         while left and written >= len(left[0]):
             written -= len(left.pop(0))
         if written:
             left[0] = left[0][written:]
+        written = os.writev(descriptor, left[:_MAX_BUFFERS]) if left else 0
 
 
 def write_new(path: Path, buffers: Sequence[memoryview]) -> None:

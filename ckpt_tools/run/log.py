@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..checkpoint.log import FRAME_BYTES, SECTOR, LogIndex, SectorSum, checksum, frame, scan_folder
+from ..checkpoint.log import FRAME_BYTES, PAGE, LogIndex, PageCheck, checksum, frame, scan_folder
 from ..checkpoint.steps import folder_step
 from ..errors import RunError
 from .files import Sync, write_all
@@ -35,7 +35,7 @@ class LogStore:
         self._serial = 1 + max((log.records[-1].serial for log in logs if log.records), default=-1)
         self._descriptor, self._end, self._reserved = -1, 0, 0
         self._file = path
-        self._sector_sum = SectorSum()
+        self._page_check = PageCheck()
         if logs:
             self._continue(logs[-1])
 
@@ -52,19 +52,19 @@ class LogStore:
     def put(self, step: int, buffers: Sequence[memoryview]) -> None:
         """Append one checkpoint, which from then on counts for its step. Raises RunError; what came before stays."""
         length = sum(map(len, buffers))
-        head = memoryview(self._frame(step, length, buffers))
+        size = FRAME_BYTES + length
         try:
-            if self._descriptor < 0 or self._end + length > self.rotate:
+            if self._descriptor < 0 or self._end + size > self.rotate:
                 self._begin(step)
-            if self._end + FRAME_BYTES + length > self._reserved:
-                self._reserved = reserve(self._descriptor, self._end, FRAME_BYTES + length)
-            write_all(self._descriptor, [head, *buffers])
+            if self._end + size > self._reserved:
+                self._reserved = reserve(self._descriptor, self._end, size)
+            write_all(self._descriptor, [self._frame(step, length, buffers), *buffers], size)
         except OSError as error:
             self._cut()
             raise cannot_write(self.path, step, error) from error
-        self._end += FRAME_BYTES + length
+        self._end += size
         self._serial += 1
-        if step in self._folders:
+        if self._folders and step in self._folders:
             self._supersede(step)
         self.sync.wrote(self._file, self.path)
 
@@ -73,7 +73,7 @@ class LogStore:
             return frame(self._serial, step, length, checksum(buffers[0]))
         if length <= SMALL:
             return frame(self._serial, step, length, checksum(b"".join(buffers)))
-        return frame(self._serial, step, length, self._sector_sum(buffers), SECTOR)
+        return frame(self._serial, step, length, self._page_check(buffers), PAGE)
 
     def _begin(self, step: int) -> None:
         self._close_file()

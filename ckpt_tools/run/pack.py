@@ -136,13 +136,13 @@ def _write_log(path: Path, entries: Sequence[Entry], serial: int) -> None:
 
 
 def _append(descriptor: int, serial: int, entry: Entry) -> None:
-    span, total = span_of(entry), 0
+    span, check = span_of(entry), 0
     start = os.lseek(descriptor, 0, os.SEEK_CUR)
     os.lseek(descriptor, FRAME_BYTES, os.SEEK_CUR)
     for block in span.blocks():
         write_all(descriptor, [block])
-        total += checksum(block)
-    os.pwrite(descriptor, frame(serial, entry.step, span.length, total % 2**64), start)
+        check = checksum(block, check=check)
+    os.pwrite(descriptor, frame(serial, entry.step, span.length, check), start)
 
 
 def _compare(log: Path, entries: Sequence[Entry]) -> None:

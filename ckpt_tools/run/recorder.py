@@ -62,6 +62,7 @@ class Recorder:
         queue: int | None = None,
     ) -> None:
         self._schedule, self._last = _schedule(save, steps), steps
+        self._each = 1 in self._schedule.every
         module = unwrapped(module)
         self._tensors = ModuleTensors(module)
         self._tied = ties(self._tensors())
@@ -100,9 +101,9 @@ class Recorder:
         `number` is the number of updates so far, one more than before if left out. Raises RunError when saving fails.
         """
         self._now = self._now + 1 if number is None else number
-        self._terminator.begin()
+        self._terminator.busy = True
         try:
-            if self._schedule.due(self._now, self._last):
+            if self._each or self._schedule.due(self._now, self._last):
                 self._save()
             if metrics:
                 self.log(**metrics)
@@ -127,12 +128,19 @@ class Recorder:
         """
         if not self._finalizer.detach():
             return
+        self._terminator.busy = True
         try:
-            if status == "finished" and self._saved != self._now:
-                self._save()
+            try:
+                if status == "finished" and self._saved != self._now:
+                    self._save()
+            except BaseException:
+                status = "interrupted"
+                raise
+            finally:
+                self.run.finish(status)
         finally:
+            self._terminator.end()
             self._terminator.release()
-            self.run.finish(status)
 
     def _save(self) -> None:
         tensors = self._tensors()

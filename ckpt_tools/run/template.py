@@ -69,10 +69,12 @@ class Template:
         The same list comes again while the same tensors lie where they lay: to look costs a tenth of laying them out.
         Raises TensorError when names, dtypes or shapes are not those of the template.
         """
+        if self._known and len(tensors) == len(self._known):
+            ordered = list(map(tensors.get, self.layout))
+            if all(map(is_, ordered, self._known)) and _places(ordered) == self._places:
+                return self._buffers
         self._check(tensors)
-        ordered = [*map(tensors.__getitem__, self.layout)]
-        if self._known and all(map(is_, ordered, self._known)) and _places(ordered) == self._places:
-            return self._buffers
+        ordered = [tensors[name] for name in self.layout]
         buffers = [memoryview(self.header), *map(self._data, self.layout, ordered)]
         if all(map(_in_place, ordered)):  # kept alive by the buffers, so that nothing else can come to lie there
             self._known, self._places, self._buffers = ordered, _places(ordered), buffers

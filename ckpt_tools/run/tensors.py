@@ -43,19 +43,25 @@ class ModuleTensors:
         self._module = module
         self._tensors: dict[str, Tensor] = {}
         self._tables: list[dict[str, Any]] = []
-        self._content: list[Any] = []
+        self._empty: list[dict[str, Any]] = []
+        self._sizes: list[int] = []
+        self._values: list[Any] = []
         self._warned = False
 
     def __call__(self) -> dict[str, Tensor]:
         if not self._tables or not self._unchanged():
             self._tensors = self._found()
-            self._tables = list(_tables(self._module)) if _is_plain(self._module) else []
-            self._content = _content(self._tables)
+            tables = list(_tables(self._module)) if _is_plain(self._module) else []
+            self._tables, self._empty = [t for t in tables if t], [t for t in tables if not t]
+            self._sizes, self._values = list(map(len, self._tables)), list(_values(self._tables))
         return self._tensors
 
     def _unchanged(self) -> bool:
-        content = _content(self._tables)
-        return len(content) == len(self._content) and all(map(is_, content, self._content))
+        return (
+            not any(self._empty)
+            and list(map(len, self._tables)) == self._sizes
+            and all(map(is_, _values(self._tables), self._values))
+        )
 
     def _found(self) -> dict[str, Tensor]:
         from torch import Tensor
@@ -68,9 +74,8 @@ class ModuleTensors:
         return {name: value for name, value in state.items() if name not in other}
 
 
-def _content(tables: list[dict[str, Any]]) -> list[Any]:
-    """Return the names and values in all tables."""
-    return [*chain.from_iterable(tables), *chain.from_iterable(map(dict.values, tables))]
+def _values(tables: list[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, tables))
 
 
 def _tables(module: nn.Module) -> Iterator[dict[str, Any]]:

@@ -18,30 +18,26 @@ _open: weakref.WeakSet[Terminator] = weakref.WeakSet()
 class Terminator:
     """Closes a run as "interrupted" on SIGTERM, then lets the signal do what it would have done.
 
-    Only where nobody else handles the signal, in the main thread. A signal between `begin` and `end` waits.
+    Only where nobody else handles the signal, in the main thread. While `busy` is set a signal waits for `end`.
     """
 
     def __init__(self, run: RunWriter) -> None:
         self.run, self._process = run, os.getpid()
-        self._busy = self._asked = False
+        self.busy = self.asked = False
         _open.add(self)
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _on_signal)
 
-    def begin(self) -> None:
-        """Put a signal off until `end`."""
-        self._busy = True
-
     def end(self) -> None:
-        """Do what a signal since `begin` asked for."""
-        self._busy = False
-        if self._asked:
+        """Do what a signal asked for while `busy` was set."""
+        self.busy = False
+        if self.asked:
             _terminate()
 
     def ask(self) -> bool:
         """Return whether the run may be closed now; if not, `end` will close it."""
-        self._asked = self._busy
-        return not self._busy
+        self.asked = self.busy
+        return not self.busy
 
     def interrupt(self) -> None:
         """Close the run as interrupted, unless a forked process asks, whose run it is not."""
@@ -65,6 +61,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _terminate() -> None:
     for terminator in list(_open):
+        terminator.asked = False
         terminator.interrupt()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():  # elsewhere the signal comes back to it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)

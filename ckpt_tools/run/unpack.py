@@ -108,8 +108,8 @@ class _Unpacking:
             draft.mkdir()
             span = span_of(entry)
             every = entry.record.every if entry.record is not None else 1
-            total = _copy(span, draft / MODEL_FILE, every)
-            if entry.record is not None and total != entry.record.sum:
+            check = _copy(span, draft / MODEL_FILE, every)
+            if entry.record is not None and check != entry.record.check:
                 return f"{entry.local}, step {entry.step}: the bytes are not those that were written"
             if final.exists():
                 shutil.rmtree(final)
@@ -135,15 +135,15 @@ def _span(folder: Path) -> Span:
 
 def _copy(span: Span, path: Path, every: int) -> int:
     """Write the bytes of a span into a new file and return their checksum."""
-    total = 0
+    check = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         for block in span.blocks():
             write_all(descriptor, [block])
-            total += checksum(block, every)
+            check = checksum(block, every, check)
     finally:
         os.close(descriptor)
-    return total % 2**64
+    return check
 
 
 def _begin_copy(path: Path, target: Path) -> RunLock:

@@ -136,7 +136,7 @@ class RunWriter:
         tied = self._facts["tied"]
         stored = {name: value for name, value in tensors.items() if name not in tied} if tied else tensors
         try:
-            self._saving.put(step, self._laid_out(stored), stored)
+            self._saving.put(step, self._template or self._laid_out(stored), stored)
         except TensorError as error:
             raise RunError(f"{self.path}, step {step}: {error}") from None
         if metrics:
@@ -175,8 +175,6 @@ class RunWriter:
                 raise
 
     def _laid_out(self, tensors: Mapping[str, Any]) -> Template:
-        if self._template is not None:
-            return self._template
         lost = sorted(set(self._facts["tied"].values()) - tensors.keys())
         if lost:
             raise TensorError(f"Tensor {lost[0]!r} is missing, and tied to another that is not stored by itself.")

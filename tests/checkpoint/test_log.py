@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from safetensors.numpy import save as safetensors_bytes
 from ckpt_tools.checkpoint import open_checkpoint, open_trajectory
 from ckpt_tools.checkpoint.log import (
     FRAME_BYTES,
-    SECTOR,
+    PAGE,
     LogFile,
-    SectorSum,
+    PageCheck,
     checksum,
     frame,
     latest,
@@ -46,37 +47,41 @@ def log(path: Path, *records: bytes) -> Path:
     return path
 
 
-def reference_checksum(data: bytes, every: int = 1) -> int:
-    data += bytes(-len(data) % 8)
-    return sum(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8 * every)) % 2**64
+def reference_checksum(data: bytes, every: int) -> int:
+    return zlib.crc32(b"".join(data[at : at + 8] for at in range(0, len(data), 8 * every)))
 
 
-@given(st.binary(max_size=2000), st.sampled_from([1, SECTOR]))
+@given(st.binary(max_size=10_000), st.sampled_from([1, PAGE]))
 def test_checksum(data: bytes, every: int) -> None:
     assert checksum(data, every) == reference_checksum(data, every)
+    assert checksum(data[4096:], every, checksum(data[:4096], every)) == reference_checksum(data, every)
+    assert checksum(data) == zlib.crc32(data)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=40), st.binary(min_size=500, max_size=1100)), max_size=6))
-def test_sum_of_sectors_is_that_of_the_joined_bytes(parts: list[bytes]) -> None:
-    total = SectorSum()
-    assert total([memoryview(p) for p in parts]) == reference_checksum(b"".join(parts), SECTOR)
+blocks = st.builds(lambda size, fill: bytes([fill]) * size, st.integers(0, 9000), st.integers(0, 255))
 
 
-def test_sum_of_sectors_sees_bytes_that_changed_in_place() -> None:
-    buffer = bytearray(range(256)) * 32
-    parts = [memoryview(buffer)[:4096], memoryview(buffer)[4096:4104], memoryview(buffer)[4104:-3]]
-    total = SectorSum()
-    for at in (0, 4097, 7680):
-        before = total(parts)
+@given(st.lists(st.one_of(st.binary(max_size=40), blocks), max_size=6))
+def test_check_of_pages_is_that_of_the_joined_bytes(parts: list[bytes]) -> None:
+    check = PageCheck()
+    assert check([memoryview(p) for p in parts]) == reference_checksum(b"".join(parts), PAGE)
+
+
+def test_check_of_pages_sees_bytes_that_changed_in_place() -> None:
+    buffer = bytearray(range(256)) * 64
+    parts = [memoryview(buffer)[:4000], memoryview(buffer)[4000:4104], memoryview(buffer)[4104:-3]]
+    check = PageCheck()
+    for at in (0, 4097, 8192):
+        before = check(parts)
         buffer[at] ^= 1
-        assert total(parts) == reference_checksum(bytes(buffer[:-3]), SECTOR) != before
+        assert check(parts) == reference_checksum(bytes(buffer[:-3]), PAGE) != before
 
 
-def test_a_lost_sector_changes_the_sum() -> None:
-    data = np.random.default_rng(0).integers(0, 256, 10_000, dtype=np.uint8).tobytes()
-    for at in range(0, len(data), 512):
-        lost = data[:at] + bytes(min(512, len(data) - at)) + data[at + 512 :]
-        assert checksum(lost, SECTOR) != checksum(data, SECTOR)
+def test_a_lost_page_changes_the_sum() -> None:
+    data = np.random.default_rng(0).integers(0, 256, 50_001, dtype=np.uint8).tobytes()
+    for at in range(0, len(data), 4096):
+        lost = data[:at] + bytes(min(4096, len(data) - at)) + data[at + 4096 :]
+        assert checksum(lost, PAGE) != checksum(data, PAGE)
 
 
 def test_records_read_like_folders(tmp_path: Path) -> None:

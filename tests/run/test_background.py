@@ -108,6 +108,21 @@ def test_errors_come_up_in_the_training_loop(error: Exception) -> None:
     assert store.closed
 
 
+def test_a_copy_that_fails_gives_its_room_back() -> None:
+    def fail(out: object) -> None:
+        raise RunError("no such tensor")
+
+    store = Slow()
+    queue = SaveQueue(store, 100)
+    for _ in range(3):
+        with pytest.raises(RunError, match="no such tensor"):
+            queue.put(0, 100, fail)
+    queue.put(1, 100, fill(1))
+    store.allowed.release()
+    queue.close()
+    assert [step for step, _ in store.seen] == [1]
+
+
 def test_waiting_for_room_ends_with_the_error() -> None:
     store = Slow()
     store.error = RunError("disk full")

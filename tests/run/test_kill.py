@@ -58,6 +58,8 @@ def killed(path: Path, mode: str, first: int, after: float) -> int:
 
 def check_intact(path: Path, first: int, acknowledged: int, lost: int = 0) -> int:
     """Check a writer killed since step `first`: nothing is torn, at most `lost` steps are missing; return the last."""
+    if acknowledged < lost and not list(path.glob("step-*")):
+        return -1
     trajectory = open_trajectory(path)
     last = trajectory.steps[-1]
     assert trajectory.steps == list(range(last + 1))

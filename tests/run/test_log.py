@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from ckpt_tools.checkpoint import open_trajectory
-from ckpt_tools.checkpoint.log import SECTOR, record_fault, scan
+from ckpt_tools.checkpoint.log import PAGE, record_fault, scan
 from ckpt_tools.errors import RunError
 from ckpt_tools.run import RunWriter
 from ckpt_tools.run import log as log_module
@@ -48,7 +48,7 @@ def test_records_are_exact_safetensors_files(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
-@pytest.mark.parametrize(("width", "every"), [(10, 1), (300, SECTOR)])
+@pytest.mark.parametrize(("width", "every"), [(10, 1), (300, PAGE)])
 def test_all_words_of_small_records_are_summed_and_some_of_large_ones(tmp_path: Path, width: int, every: int) -> None:
     with RunWriter(tmp_path / "run", family="", family_version=1, config={}, mode="log") as run:
         for step in range(3):

@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,6 +330,45 @@ def test_signals_are_left_to_those_who_handle_them(tmp_path: Path) -> None:
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_a_last_checkpoint_that_fails_interrupts_the_run(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 2))
+    recorder = Recorder(module, tmp_path / "run", save="every:10")
+    recorder.step()
+    module.append(nn.Linear(2, 2))
+    with pytest.raises(RunError, match="is new; all checkpoints of a run hold the same"):
+        recorder.close()
+    assert read_run(tmp_path / "run").status == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+IN_A_THREAD = """
+import os, signal, sys, threading, torch
+from ckpt_tools import Recorder
+from ckpt_tools.run.writer import RunWriter
+recorder = Recorder(torch.nn.Linear(2, 2), sys.argv[1])
+save = RunWriter.save
+def slow(self, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    main.wait(0.5)
+    save(self, *arguments)
+main = threading.Event()
+RunWriter.save = slow
+thread = threading.Thread(target=recorder.step)
+thread.start()
+thread.join()
+main.wait(5)
+"""
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_signal_while_saving_waits_for_its_end(tmp_path: Path, threaded: bool) -> None:
+    code = IN_A_THREAD if threaded else IN_A_THREAD.partition("thread = ")[0] + "recorder.step()\nmain.wait(5)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], timeout=60)
+    assert done.returncode == -signal.SIGTERM
+    assert open_trajectory(tmp_path / "run").steps == [0, 1]
+    assert read_run(tmp_path / "run").status == "interrupted"
 
 
 def test_a_forked_process_does_not_end_the_run(tmp_path: Path) -> None:
