@@ -407,7 +407,7 @@ def test_published_model_has_its_published_loss(shared_data: Path) -> None:
 def test_published_layouts_have_the_loss_transformers_gives(shared_data: Path, kind: str) -> None:
     pytest.importorskip("transformers")
     trajectory = open_trajectory(shared_data / "trajectories" / "hf-layouts" / kind)
-    path = dict(trajectory.entries)[trajectory.steps[-1]]
+    path = trajectory.entries[-1].local
     model, _ = hosted(path)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 128, (2, 24)))
     assert float(model.loss({"tokens": tokens})) == pytest.approx(transformers_loss(path, tokens), abs=1e-6)

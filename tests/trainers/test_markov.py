@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
+from ckpt_tools import open_trajectory
 from ckpt_tools.errors import OptionError
 from ckpt_tools.run import read_metrics, read_probe
 from ckpt_trainers.tasks.markov import Markov
@@ -114,7 +114,12 @@ def descended(weights: dict[str, Array], lr: float) -> dict[str, Array]:
 
 
 def checkpoints(run: Path) -> dict[int, dict[str, Array]]:
-    return {int(f.parent.name[5:]): load_file(f) for f in sorted(run.glob("step-*/model.safetensors"))}
+    trajectory = open_trajectory(run)
+    found = {}
+    for step in trajectory.steps:
+        with trajectory.checkpoint(step) as checkpoint:
+            found[step] = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    return found
 
 
 def test_population_equals_the_closed_form(tmp_path: Path) -> None:
