@@ -10,6 +10,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import pytest  # noqa: E402 - after the variables
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,8 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no real artefacts: ../shared/data is absent")
     return path
+
+
+# Time limits per example measure the machine, not the code.
+settings.register_profile("ckpt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ckpt")

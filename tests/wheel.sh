@@ -18,4 +18,5 @@ import ckpt_tools, ckpt_plugins, ckpt_trainers, sys
 for module in (ckpt_tools, ckpt_plugins, ckpt_trainers):
     assert module.__file__.startswith(sys.prefix), f"{module.__file__} is not the installed wheel"
 '
-exec ../"$second"/bin/python -P -m pytest -q -n 2 --dist loadfile -c ../pyproject.toml --rootdir .. -p no:cacheprovider .
+run() { ../"$second"/bin/python -P -m pytest -q -c ../pyproject.toml --rootdir .. -o cache_dir=../"$second"/cache "$@" .; }
+run -n 2 --dist loadfile || run --last-failed
