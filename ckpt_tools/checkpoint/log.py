@@ -254,5 +254,5 @@ def record_fault(path: Path, record: Record) -> str:
             return f"{path}, step {record.step}: the bytes from {record.offset:,} on are not those that were written"
         open_record(path, record)
     except FormatError as error:
-        return str(error)
+        return str(error).rstrip(".")
     return ""

@@ -12,14 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import SourceError
+from ..errors import FormatError, SourceError
 from .checkpoint import Checkpoint
 from .discovery import Found, discover
 from .folder import CONFIG, RUN
 from .jsondata import read_object
 from .listing import from_glob, from_list, is_glob
 from .location import Location, as_url, located
-from .log import LogIndex, Record, is_log_name, latest, scan_folder, scan_if_log
+from .log import LogIndex, Record, is_log_name, latest, record_fault, scan_folder, scan_if_log
 from .metrics import METRICS, read_metrics
 from .opener import list_folder, open_checkpoint, open_logged
 from .source import Skip
@@ -82,6 +82,12 @@ class Trajectory:
             checkpoint = open_logged(entry.local, entry.record, **how)
         checkpoint.config = checkpoint.config or self.config
         return checkpoint
+
+    def check(self, step: int) -> None:
+        """Read a checkpoint in a log whole and compare it with its checksum; raises FormatError. Others carry none."""
+        entry = self._at[step]
+        if entry.record is not None and (fault := record_fault(entry.local, entry.record)):
+            raise FormatError(f"{fault}.")
 
     def select(self, spec: str) -> list[int]:
         """Return the steps that a text such as `0:1000:10`, `log:50` or `at:0,1,last` chooses; see `steps`."""

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from ckpt_tools.checkpoint import open_trajectory
 from ckpt_tools.checkpoint.log import scan
-from ckpt_tools.errors import RunError, SourceError
+from ckpt_tools.errors import FormatError, RunError, SourceError
 from ckpt_tools.run import RunWriter, check_run, pack, read_metrics, read_probe, read_run, unpack
+from ckpt_tools.verify import verify
 
 STEPS = (0, 1, 2, 5, 10, 100)
 
@@ -233,6 +234,18 @@ def test_damaged_records_are_named_and_their_log_kept(tmp_path: Path) -> None:
     assert not (path / "step-000005").exists()
     assert not list(path.glob(".*"))
     assert open_trajectory(path).steps == list(STEPS)
+
+
+def test_verify_compares_checksums_unless_it_is_in_a_hurry(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", "log")
+    damage(path, 5)
+    found = [f for f in verify(path).findings if f.kind == "damaged"]
+    assert [(f.kind, list(f.steps)) for f in found] == [("damaged", [5])]
+    assert "step 5: the bytes from" in found[0].message
+    assert not [f for f in verify(path, cheap=True).findings if f.kind == "damaged"]
+    with pytest.raises(FormatError, match="are not those that were written"):
+        open_trajectory(path).check(5)
+    open_trajectory(path).check(10)
 
 
 def test_a_copy_that_reads_back_otherwise_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
