@@ -27,8 +27,8 @@ __all__ = ["KINDS", "Copies", "Finding", "Hashes", "Report", "Severity", "Sighti
 
 Progress = Callable[[int, int, str], None]
 
-MEMORY = 1 << 28
-"""Bytes that samples of all checkpoints may take together."""
+MEMORY = 1 << 27
+"""Bytes that the samples of all checkpoints may take together."""
 MOST_ENTRIES = 1 << 19
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -131,8 +131,8 @@ class _Scan:
 
     def report(self, steps: list[int], seconds: float) -> Report:
         """Return everything found, errors first."""
-        read = [step for step in steps if step in self.samples]
-        geometry = build(read, [self.samples[step] for step in read])
+        read = sorted(self.samples)
+        geometry = build(read, [self.samples.pop(step) for step in read])
         paths = Paths(geometry, self.trajectory.unit, self.watcher.copies().identical()).search()
         found = _merged(paths.findings, self.watcher.findings(paths.astray))
         found.sort(key=lambda finding: _ORDER[finding.severity])
