@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def ckpt(tmp_path: Path) -> Run:
-    def run(*args: str) -> "subprocess.CompletedProcess[str]":
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ckpt_tools.cli", *args]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
