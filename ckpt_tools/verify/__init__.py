@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..checkpoint import Checkpoint, Trajectory, open_trajectory
 from ..errors import CkptError
@@ -23,9 +23,22 @@ from .sample import Entries, peek, read_whole, share
 from .sighting import Sighting
 from .watcher import Watcher
 
-__all__ = ["KINDS", "Copies", "Finding", "Hashes", "Report", "Severity", "Sighting", "Unit", "Watcher", "verify"]
+__all__ = [
+    "KINDS",
+    "Copies",
+    "Depth",
+    "Finding",
+    "Hashes",
+    "Report",
+    "Severity",
+    "Sighting",
+    "Unit",
+    "Watcher",
+    "verify",
+]
 
 Progress = Callable[[int, int, str], None]
+Depth = Literal["all", "sample", "nothing"]
 
 MEMORY = 1 << 27
 """Bytes that the samples of all checkpoints may take together."""
@@ -44,14 +57,14 @@ class Hashes:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found; `cheap` when only samples were read. `hashes` is by step."""
+    """What `verify` found; `read` is how much it read of each checkpoint (as asked for), `hashes` are by step."""
 
     source: str
     unit: str
     steps: list[int]
     findings: list[Finding]
     hashes: dict[int, Hashes] = field(repr=False)
-    cheap: bool = False
+    read: Depth = "all"
     bytes_read: int = 0
     seconds: float = 0.0
 
@@ -69,7 +82,7 @@ class Report:
             "suspicious": self.suspicious,
             "findings": [finding.as_dict() for finding in self.findings],
             "hashes": {str(step): {"content": h.content, "files": h.files} for step, h in self.hashes.items()},
-            "cheap": self.cheap,
+            "read": self.read,
             "bytes_read": self.bytes_read,
             "seconds": self.seconds,
         }
@@ -79,19 +92,19 @@ def verify(
     source: str | Path | Trajectory,
     *,
     steps: str | None = None,
-    cheap: bool = False,
+    read: Depth = "all",
     on_progress: Progress = lambda done, total, detail: None,
 ) -> Report:
     """Check a trajectory: copies, misplaced and foreign checkpoints, damage, NaN, gaps; see `finding.KINDS`.
 
-    `steps` chooses some, as on the command line. `cheap` reads a few rows of every large tensor instead of all bytes:
-    damage, NaN and copies outside of them go unseen. Raises SourceError when the source itself cannot be opened; a
-    checkpoint that cannot be read is a finding.
+    `steps` chooses some, as on the command line. `read="sample"` takes a few rows of every large tensor instead of all
+    bytes: damage, NaN and copies outside of them go unseen. `read="nothing"` compares the hashes of files that a server
+    lists. Raises SourceError when the source itself cannot be opened; a checkpoint that cannot be read is a finding.
     """
     started = time.monotonic()
     trajectory = source if isinstance(source, Trajectory) else open_trajectory(source)
     chosen = trajectory.select(steps) if steps else trajectory.steps
-    scan = _Scan(trajectory, len(chosen), cheap)
+    scan = _Scan(trajectory, len(chosen), read)
     for done, step in enumerate(chosen):
         on_progress(done, len(chosen), f"{trajectory.unit} {step}")
         scan.take(step)
@@ -102,8 +115,8 @@ def verify(
 class _Scan:
     """The pass: what each checkpoint gave."""
 
-    def __init__(self, trajectory: Trajectory, count: int, cheap: bool) -> None:
-        self.trajectory, self.cheap = trajectory, cheap
+    def __init__(self, trajectory: Trajectory, count: int, read: Depth = "all") -> None:
+        self.trajectory, self.read = trajectory, read
         self.watcher = Watcher(trajectory)
         self.budget = min(MOST_ENTRIES, MEMORY // (4 * max(1, count)))
         self.samples: dict[int, dict[Key, Entries]] = {}
@@ -119,8 +132,11 @@ class _Scan:
             self.watcher.failed(step, error)
 
     def _take(self, step: int, checkpoint: Checkpoint) -> None:
-        read, count = peek if self.cheap else read_whole, share(checkpoint, self.budget)
-        seen = {info.name: read(checkpoint, info, count) for info in checkpoint.tensors.values()}
+        if self.read == "nothing":
+            self.watcher.add(step, Sighting.listed(checkpoint, unit=self.trajectory.unit))
+            return
+        take, count = read_whole if self.read == "all" else peek, share(checkpoint, self.budget)
+        seen = {info.name: take(checkpoint, info, count) for info in checkpoint.tensors.values()}
         self.bytes_read += checkpoint.bytes_read
         digests = {name: glance.digest for name, glance in seen.items()}
         bad = [name for name, glance in seen.items() if glance.nonfinite]
@@ -142,7 +158,7 @@ class _Scan:
             steps,
             found,
             self.hashes,
-            self.cheap,
+            self.read,
             self.bytes_read,
             seconds,
         )

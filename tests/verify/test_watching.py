@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ckpt_tools import open_checkpoint, open_trajectory
+from ckpt_tools.checkpoint import TensorInfo
 from ckpt_tools.verify import Sighting, Watcher, sample
-from ckpt_tools.verify.sighting import Held
+from ckpt_tools.verify.sighting import Held, telling
 
 RNG = np.random.default_rng(0)
 
@@ -119,12 +121,13 @@ def test_a_sighting_travels(file):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "coarse", "telling"),
+    ("dtype", "shape", "each", "tells"),
     [
-        ("float32", (8, 8), False, True), ("float32", (7, 9), False, False), ("int64", (99, 99), False, False),
-        ("bfloat16", (64, 64), True, True), ("bfloat16", (9000,), True, False), ("float16", (60, 60), True, False),
-        ("float8_e4m3fn", (64, 64), True, True), ("bool", (99, 99), True, False), ("float64", (64,), False, True),
+        ("float32", (8, 8), 4, True), ("float32", (7, 9), 4, False), ("int64", (99, 99), 8, False),
+        ("bfloat16", (64, 64), 2, True), ("bfloat16", (9000,), 2, False), ("float16", (60, 60), 2, False),
+        ("float8_e4m3fn", (64, 64), 1, True), ("bool", (99, 99), 1, False), ("float64", (64,), 8, True),
+        ("float32", (0, 4), 4, False),
     ],
 )  # fmt: skip
-def test_which_tensors_tell(dtype, shape, coarse, telling):
-    assert Held(dtype, shape, "f", coarse).telling is telling
+def test_which_tensors_tell(dtype, shape, each, tells):
+    assert telling(TensorInfo("x", dtype, shape, each * int(np.prod(shape)), Path("f"))) is tells
