@@ -184,7 +184,16 @@ def test_many_runs_mixed(write, runs):
     assert "No two of 8 checkpoints share anything" in report.findings[0].message
 
 
-@pytest.mark.parametrize("block", [1, 2, 3])
+def test_two_runs_that_began_alike_and_alternate(write, runs):
+    one, two = (runs.train(rate=0.5, batch=1, order=order) for order in (0, 1))
+    report = verify(write({step: (one, two)[i % 2][step] for i, step in enumerate(one)}))
+    assert [kind for kind, _ in found(report)] == ["mixed_runs"]
+    assert "Two paths alternate" in report.findings[0].message and set(report.findings[0].steps) < set(
+        range(0, 301, 10)
+    )
+
+
+@pytest.mark.parametrize("block", [2, 3])
 def test_two_runs_that_began_alike_and_are_mixed(write, block, runs):
     """Where they met before they parted cannot be told, so some may seem to be of another step of the first run."""
     one, two = runs.train(rate=1.0, batch=1), runs.train(rate=1.0, batch=1, order=1)
