@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..verify import Finding, Report
+    from ..verify import Depth, Finding, Report
 
 MOST_OF_A_KIND = 8
 
@@ -18,14 +18,16 @@ MOST_OF_A_KIND = 8
 @click.argument("source", type=click.Path())
 @click.option("--steps", help="Steps to take: 0:1000:10, log:50, at:0,1,2, first, last, or a union with commas.")
 @click.option("--cheap", is_flag=True, help="Read a few rows of every large tensor instead of all bytes.")
+@click.option("--hashes-only", is_flag=True, help="Read no weights: compare the file hashes that the hub lists.")
 @click.option("--quiet", "-q", is_flag=True, help="Print findings only, no progress and no notes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all findings and hashes.")
-def verify(source: str, steps: str | None, cheap: bool, quiet: bool, as_json: bool) -> int:
+def verify(source: str, steps: str | None, cheap: bool, hashes_only: bool, quiet: bool, as_json: bool) -> int:
     """Check that SOURCE is the trajectory of one run: no copies, mix-ups, gaps, damage or NaN.
 
     \b
     ckpt verify run
     ckpt verify 'ckpts/*_epoch_*.pt' --steps log:30 --json
+    ckpt verify 'hf://EleutherAI/pythia-70m@step*' --hashes-only
 
     Exits with 1 when something is suspicious, with 0 when nothing is.
     """
@@ -33,7 +35,8 @@ def verify(source: str, steps: str | None, cheap: bool, quiet: bool, as_json: bo
     from .progress import reporter
 
     with reporter(quiet=quiet or as_json, label="verify") as progress:
-        report = run_checks(source, steps=steps, cheap=cheap, on_progress=progress)
+        read: Depth = "nothing" if hashes_only else "sample" if cheap else "all"
+        report = run_checks(source, steps=steps, read=read, on_progress=progress)
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=1))
     else:
@@ -64,7 +67,7 @@ def _line(finding: Finding) -> str:
 def _summary(report: Report) -> str:
     steps, unit = report.steps, report.unit
     span = f"{len(steps)} checkpoints, {unit} {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"{unit} {steps[0]}"
-    how = "a sample of each" if report.cheap else f"{report.bytes_read / 1e6:,.1f} MB"
+    how = "nothing" if report.read == "nothing" else f"{report.bytes_read / 1e6:,.1f} MB"
     counts = Counter(finding.severity for finding in report.findings)
     said = ", ".join(
         f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}" for s in ("error", "warning", "note") if counts[s]

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..checkpoint import Checkpoint, Trajectory, open_trajectory
 from ..errors import CkptError
@@ -23,12 +23,25 @@ from .sample import Entries, peek, read_whole, share
 from .sighting import Sighting
 from .watcher import Watcher
 
-__all__ = ["KINDS", "Copies", "Finding", "Hashes", "Report", "Severity", "Sighting", "Unit", "Watcher", "verify"]
+__all__ = [
+    "KINDS",
+    "Copies",
+    "Depth",
+    "Finding",
+    "Hashes",
+    "Report",
+    "Severity",
+    "Sighting",
+    "Unit",
+    "Watcher",
+    "verify",
+]
 
 Progress = Callable[[int, int, str], None]
+Depth = Literal["all", "sample", "nothing"]
 
-MEMORY = 1 << 28
-"""Bytes that samples of all checkpoints may take together."""
+MEMORY = 1 << 27
+"""Bytes that the samples of all checkpoints may take together."""
 MOST_ENTRIES = 1 << 19
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -44,14 +57,14 @@ class Hashes:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found; `cheap` when only samples were read. `hashes` is by step."""
+    """What `verify` found; `read` is how much it read of each checkpoint (as asked for), `hashes` are by step."""
 
     source: str
     unit: str
     steps: list[int]
     findings: list[Finding]
     hashes: dict[int, Hashes] = field(repr=False)
-    cheap: bool = False
+    read: Depth = "all"
     bytes_read: int = 0
     seconds: float = 0.0
 
@@ -69,7 +82,7 @@ class Report:
             "suspicious": self.suspicious,
             "findings": [finding.as_dict() for finding in self.findings],
             "hashes": {str(step): {"content": h.content, "files": h.files} for step, h in self.hashes.items()},
-            "cheap": self.cheap,
+            "read": self.read,
             "bytes_read": self.bytes_read,
             "seconds": self.seconds,
         }
@@ -79,19 +92,19 @@ def verify(
     source: str | Path | Trajectory,
     *,
     steps: str | None = None,
-    cheap: bool = False,
+    read: Depth = "all",
     on_progress: Progress = lambda done, total, detail: None,
 ) -> Report:
     """Check a trajectory: copies, misplaced and foreign checkpoints, damage, NaN, gaps; see `finding.KINDS`.
 
-    `steps` chooses some, as on the command line. `cheap` reads a few rows of every large tensor instead of all bytes:
-    damage, NaN and copies outside of them go unseen. Raises SourceError when the source itself cannot be opened; a
-    checkpoint that cannot be read is a finding.
+    `steps` chooses some, as on the command line. `read="sample"` takes a few rows of every large tensor instead of all
+    bytes: damage, NaN and copies outside of them go unseen. `read="nothing"` compares the hashes of files that a server
+    lists. Raises SourceError when the source itself cannot be opened; a checkpoint that cannot be read is a finding.
     """
     started = time.monotonic()
     trajectory = source if isinstance(source, Trajectory) else open_trajectory(source)
     chosen = trajectory.select(steps) if steps else trajectory.steps
-    scan = _Scan(trajectory, len(chosen), cheap)
+    scan = _Scan(trajectory, len(chosen), read)
     for done, step in enumerate(chosen):
         on_progress(done, len(chosen), f"{trajectory.unit} {step}")
         scan.take(step)
@@ -102,8 +115,8 @@ def verify(
 class _Scan:
     """The pass: what each checkpoint gave."""
 
-    def __init__(self, trajectory: Trajectory, count: int, cheap: bool) -> None:
-        self.trajectory, self.cheap = trajectory, cheap
+    def __init__(self, trajectory: Trajectory, count: int, read: Depth = "all") -> None:
+        self.trajectory, self.read = trajectory, read
         self.watcher = Watcher(trajectory)
         self.budget = min(MOST_ENTRIES, MEMORY // (4 * max(1, count)))
         self.samples: dict[int, dict[Key, Entries]] = {}
@@ -121,8 +134,11 @@ class _Scan:
             self.watcher.failed(step, error)
 
     def _take(self, step: int, checkpoint: Checkpoint) -> None:
-        read, count = peek if self.cheap else read_whole, share(checkpoint, self.budget)
-        seen = {info.name: read(checkpoint, info, count) for info in checkpoint.tensors.values()}
+        if self.read == "nothing":
+            self.watcher.add(step, Sighting.listed(checkpoint, unit=self.trajectory.unit))
+            return
+        take, count = read_whole if self.read == "all" else peek, share(checkpoint, self.budget)
+        seen = {info.name: take(checkpoint, info, count) for info in checkpoint.tensors.values()}
         self.bytes_read += checkpoint.bytes_read
         digests = {name: glance.digest for name, glance in seen.items()}
         bad = [name for name, glance in seen.items() if glance.nonfinite]
@@ -133,8 +149,8 @@ class _Scan:
 
     def report(self, steps: list[int], seconds: float) -> Report:
         """Return everything found, errors first."""
-        read = [step for step in steps if step in self.samples]
-        geometry = build(read, [self.samples[step] for step in read])
+        read = sorted(self.samples)
+        geometry = build(read, [self.samples.pop(step) for step in read])
         paths = Paths(geometry, self.trajectory.unit, self.watcher.copies().identical()).search()
         found = _merged(paths.findings, self.watcher.findings(paths.astray))
         found.sort(key=lambda finding: _ORDER[finding.severity])
@@ -144,7 +160,7 @@ class _Scan:
             steps,
             found,
             self.hashes,
-            self.cheap,
+            self.read,
             self.bytes_read,
             seconds,
         )

@@ -52,7 +52,10 @@ def detours_in(distances: Floats, floor: float) -> list[Detour]:
     out = {position for detour in found for position in detour.positions}
     inner = [position for position in range(count) if position not in out]
     if len(inner) > 3:
-        found += [*_end(distances, inner, floor), *_end(distances, inner[::-1], floor)]
+        ends = [*_end(distances, inner, floor), *_end(distances, inner[::-1], floor)]
+        if len(ends) == 2 and max(end.out for end in ends) >= NEARER * float(distances[inner[0], inner[-1]]):
+            ends = [max(ends, key=lambda end: end.out)]  # each lies near the other, so one of them is at home
+        found += ends
     return sorted(found, key=lambda detour: detour.positions)
 
 

@@ -31,6 +31,7 @@ Key = tuple[str, tuple[int, ...]]
 
 MOST_TENSORS = 64
 SIGMAS = 4.0
+RELATED = 0.5
 _SMALL = 16
 
 
@@ -84,14 +85,21 @@ class Geometry:
 
         Both directions are looked at since the weights of a late checkpoint are no part of an early, smaller one.
         """
-        return max(abs(value) + SIGMAS * error for value, error in (self.retained(i, j), self.retained(j, i)))
+        found = 0.0
+        for one, other in ((i, j), (j, i)):
+            value, error = self.retained(one, other)
+            found = max(found, abs(value) + SIGMAS * error)
+            if found >= RELATED:
+                break
+        return found
 
     def retained(self, i: int, j: int) -> tuple[float, float]:
         """Return what the checkpoint at `j` retains of the one at `i`, and its standard error if nothing."""
         top, weight = 0.0, 0.0
         for index in self.main:
             a, b = (self.samples[index][p].astype(np.float64) for p in (i, j))
-            a, b = a - a.mean(), b - b.mean()
+            a -= a.mean()
+            b -= b.mean()
             own, other = float(a @ a), float(b @ b)
             if own > 0 and other > 0:
                 u = len(a) * own / other
@@ -100,7 +108,10 @@ class Geometry:
 
 
 def build(steps: Sequence[int], seen: Sequence[dict[Key, Entries]]) -> Geometry:
-    """Return the geometry of the checkpoints that have the tensors which most have, all finite, and which change."""
+    """Return the geometry of the checkpoints that have the tensors which most have, all finite, and which change.
+
+    `seen` is emptied on the way, so that samples are not in memory twice.
+    """
     counts: dict[Key, int] = {}
     for entries in seen:
         for key in entries:
@@ -109,7 +120,7 @@ def build(steps: Sequence[int], seen: Sequence[dict[Key, Entries]]) -> Geometry:
     finite = [{key for key in common if key in e and np.isfinite(e[key]).all()} for e in seen]
     kept = [at for at, keys in enumerate(finite) if 2 * len(keys) > len(common) and all(k in seen[at] for k in common)]
     usable = [key for key in common if all(key in finite[at] for at in kept)]
-    stacks = {key: np.stack([seen[at][key] for at in kept]) for key in usable} if kept else {}
+    stacks = {key: np.stack([seen[at].pop(key) for at in kept]) for key in usable} if kept else {}
     moving = {key: stack for key, stack in stacks.items() if (stack != stack[0]).any()}
     large = [i for i, (_, shape) in enumerate(moving) if len(shape) > 1 and prod(shape) >= _SMALL]
     main = _spread(large or list(range(len(moving))))

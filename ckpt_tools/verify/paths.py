@@ -102,7 +102,7 @@ class Paths:
         one, two = (np.median(self.geometry.along(chain, lag)[self.geometry.main], axis=0) for lag in (1, 2))
         turns = np.minimum(one[:-1], one[1:]) >= WEAK * two
         dense = self.unit == "step" and np.median(np.diff(self._steps(chain))) <= DENSE
-        swings = {chain[at + 1] for at in _stretches(turns, SWINGS)}
+        swings = {chain[at + beside] for at in _stretches(turns, SWINGS) for beside in range(3)}
         aside = [d for d in detours if set(d.positions) <= swings and (dense or d.out < OSCILLATION)]
         if aside:
             steps, out = self._steps([p for d in aside for p in d.positions]), _out(aside)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -44,7 +45,7 @@ def share(checkpoint: Checkpoint, budget: int) -> int:
 def read_whole(checkpoint: Checkpoint, info: TensorInfo, count: int) -> Glance:
     """Read a tensor block by block; the digest is that of its stored bytes."""
     floats = _is_float(info)
-    positions = _positions(info, count) if floats else np.empty(0, np.int64)
+    positions = _positions(info.name, info.shape, count) if floats else np.empty(0, np.int64)
     kept, bad, at = [], 0, 0
     for block in _blocks(checkpoint, info):
         flat = block.reshape(-1)
@@ -67,7 +68,7 @@ def peek(checkpoint: Checkpoint, info: TensorInfo, count: int) -> Glance:
     if not _is_float(info):
         return Glance(digest, None, 0)
     bad = flat.size - int(np.count_nonzero(np.isfinite(flat)))
-    chosen = flat if flat.size <= count else flat[_draw(info, flat.size, count)]
+    chosen = flat[_positions(info.name, flat.shape, count)]
     return Glance(digest, chosen.astype(np.float32), bad)
 
 
@@ -90,21 +91,21 @@ def _rows(info: TensorInfo) -> list[slice]:
     if not info.shape or info.nbytes <= PEEKS * PEEK_BYTES or info.shape[0] < 2 * PEEKS:
         return []
     length = min(max(1, PEEK_BYTES * info.shape[0] // info.nbytes), info.shape[0] // PEEKS)
-    stretch = info.shape[0] // PEEKS
-    starts = [i * stretch + int(_rng(info).integers(stretch - length + 1)) for i in range(PEEKS)]
+    stretch, rng = info.shape[0] // PEEKS, _rng(info.name, info.shape)
+    starts = [i * stretch + int(rng.integers(stretch - length + 1)) for i in range(PEEKS)]
     return [slice(start, start + length) for start in starts]
 
 
-def _positions(info: TensorInfo, count: int) -> NDArray[np.int64]:
-    return np.arange(info.size) if info.size <= count else _draw(info, info.size, count)
-
-
-def _draw(info: TensorInfo, size: int, count: int) -> NDArray[np.int64]:
-    """Return `count` distinct positions below `size`, ascending: one from each of as many equal stretches."""
+@lru_cache(maxsize=1 << 12)
+def _positions(name: str, shape: tuple[int, ...], count: int) -> NDArray[np.int64]:
+    """Return `count` distinct positions in a tensor, ascending: one from each of as many equal stretches."""
+    size = prod(shape)
+    if size <= count:
+        return np.arange(size)
     edges = np.linspace(0, size, count + 1).astype(np.int64)
-    return edges[:-1] + (_rng(info).random(count) * np.diff(edges)).astype(np.int64)
+    return edges[:-1] + (_rng(name, shape).random(count) * np.diff(edges)).astype(np.int64)
 
 
-def _rng(info: TensorInfo) -> np.random.Generator:
-    seed = hashlib.sha256(f"{info.name}/{info.shape}".encode()).digest()
+def _rng(name: str, shape: tuple[int, ...]) -> np.random.Generator:
+    seed = hashlib.sha256(f"{name}/{shape}".encode()).digest()
     return np.random.default_rng(int.from_bytes(seed[:8], "little"))

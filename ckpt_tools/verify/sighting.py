@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Any, Self
+from typing import Self
 
 from ..checkpoint import Checkpoint, TensorInfo
 from ..checkpoint.aliases import stored_number
+from ..errors import SourceError
 
 _DIGITS = 16
 _FLOATS = ("float", "bfloat")
@@ -18,23 +18,12 @@ _FEW, _FEW_COARSE = 64, 4096
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A tensor as a checkpoint holds it; `coarse` when it is stored in fewer than 4 bytes per number."""
+    """A tensor as a checkpoint holds it; `telling` when equal bytes at two steps mean a copy."""
 
     dtype: str
     shape: tuple[int, ...]
     file: str
-    coarse: bool = False
-
-    @property
-    def telling(self) -> bool:
-        """Whether equal bytes at two steps mean a copy: floats of enough entries that chance cannot repeat them.
-
-        Few coarse entries may round back to what they were, and short vectors may be clipped or unused.
-        """
-        size = prod(self.shape)
-        if not self.dtype.startswith(_FLOATS):
-            return False
-        return (size >= _FEW_COARSE and len(self.shape) > 1) if self.coarse else size >= _FEW
+    telling: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,16 +62,30 @@ class Sighting:
             stored_number(checkpoint.metadata, unit),
         )
 
+    @classmethod
+    def listed(cls, checkpoint: Checkpoint, *, unit: str = "step") -> Self:
+        """Return what a server's listing shows of a checkpoint: the SHA-256 of whole files, in place of tensors.
+
+        Raises SourceError where none is listed.
+        """
+        hashes = checkpoint.metadata.get("sha256")
+        if not isinstance(hashes, dict) or not hashes:
+            raise SourceError(f"{checkpoint.path}: no hashes of files are listed there; read at least a sample.")
+        files = {name: Held("file", (), name, True) for name in hashes}
+        return cls(
+            files, {n: digest[:_DIGITS] for n, digest in hashes.items()}, (), stored_number(checkpoint.metadata, unit)
+        )
+
     def text(self) -> str:
         """Return the sighting as JSON."""
-        tensors = {n: [h.dtype, list(h.shape), h.file, h.coarse] for n, h in self.tensors.items()}
+        tensors = {n: [h.dtype, list(h.shape), h.file, h.telling] for n, h in self.tensors.items()}
         return json.dumps([tensors, dict(self.digests), list(self.nonfinite), self.stored], separators=(",", ":"))
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the sighting that `text` gave."""
         tensors, digests, nonfinite, stored = json.loads(text)
-        held = {name: Held(dtype, tuple(shape), file, coarse) for name, (dtype, shape, file, coarse) in tensors.items()}
+        held = {name: Held(dtype, tuple(shape), file, tells) for name, (dtype, shape, file, tells) in tensors.items()}
         return cls(held, digests, tuple(nonfinite), stored)
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -91,8 +94,15 @@ class Sighting:
 
 
 def _held(info: TensorInfo) -> Held:
-    return Held(info.dtype, info.shape, info.file.name, _bytes_each(info) < 4)
+    return Held(info.dtype, info.shape, info.file.name, telling(info))
 
 
-def _bytes_each(info: TensorInfo) -> Any:
-    return info.nbytes / info.size if info.size else 4
+def telling(info: TensorInfo) -> bool:
+    """Return whether equal bytes at two steps mean a copy: floats of enough entries that chance cannot repeat them.
+
+    Few coarse entries may round back to what they were, and short vectors may be clipped or unused.
+    """
+    if not info.dtype.startswith(_FLOATS):
+        return False
+    coarse = info.nbytes < 4 * info.size
+    return (info.size >= _FEW_COARSE and len(info.shape) > 1) if coarse else info.size >= _FEW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -42,10 +43,10 @@ CLEAN = {
 }
 
 
-@pytest.mark.parametrize("cheap", [False, True], ids=["whole", "cheap"])
+@pytest.mark.parametrize("read", ["all", "sample"])
 @pytest.mark.parametrize("how", CLEAN)
-def test_clean_runs_are_clean(write, how, cheap, runs):
-    report = verify(write(runs.train(**CLEAN[how])), cheap=cheap)
+def test_clean_runs_are_clean(write, how, read, runs):
+    report = verify(write(runs.train(**CLEAN[how])), read=read)
     assert found(report) == [] and not report.suspicious
     assert notes(report) <= {"jump"}
 
@@ -67,8 +68,8 @@ def test_coarse_weights_are_clean(tmp_path, kind, runs):
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "mixtral_moe", "mamba"])
 def test_real_trajectories_are_clean(shared_data, family):
     path = shared_data / "trajectories/hf-layouts" / family
-    for cheap in (False, True):
-        assert verify(path, cheap=cheap).findings == []
+    for read in ("all", "sample"):
+        assert verify(path, read=read).findings == []
     for steps in ("at:0,1", "0:4", "16:256", "log:5", "first,last"):
         assert not verify(path, steps=steps).suspicious
 
@@ -183,7 +184,16 @@ def test_many_runs_mixed(write, runs):
     assert "No two of 8 checkpoints share anything" in report.findings[0].message
 
 
-@pytest.mark.parametrize("block", [1, 2, 3])
+def test_two_runs_that_began_alike_and_alternate(write, runs):
+    one, two = (runs.train(rate=0.5, batch=1, order=order) for order in (0, 1))
+    report = verify(write({step: (one, two)[i % 2][step] for i, step in enumerate(one)}))
+    assert [kind for kind, _ in found(report)] == ["mixed_runs"]
+    assert "Two paths alternate" in report.findings[0].message and set(report.findings[0].steps) < set(
+        range(0, 301, 10)
+    )
+
+
+@pytest.mark.parametrize("block", [2, 3])
 def test_two_runs_that_began_alike_and_are_mixed(write, block, runs):
     """Where they met before they parted cannot be told, so some may seem to be of another step of the first run."""
     one, two = runs.train(rate=1.0, batch=1), runs.train(rate=1.0, batch=1, order=1)
@@ -318,6 +328,28 @@ def test_cheap_reads_a_part_and_sees_the_same(tmp_path):
         early = 5 if step == 20 else step
         save_file({"w": w + early * drift, "v": w * 2 - early}, folder / "model.safetensors")
     (tmp_path / "step-30" / "model.safetensors").write_bytes((tmp_path / "step-10" / "model.safetensors").read_bytes())
-    cheap, whole = verify(tmp_path, cheap=True), verify(tmp_path)
+    cheap, whole = verify(tmp_path, read="sample"), verify(tmp_path)
     assert found(cheap) == found(whole) == [("identical", (10, 30))]
-    assert cheap.bytes_read < 0.1 * whole.bytes_read and cheap.cheap
+    assert cheap.bytes_read < 0.1 * whole.bytes_read and cheap.read == "sample"
+
+
+def test_hashes_that_a_server_lists_need_no_reading(write, dense, monkeypatch):
+    from ckpt_tools.checkpoint import Trajectory
+
+    plain = Trajectory.checkpoint
+    names = ("model-1.st", "model-2.st")
+    files = {step: {name: hashlib.sha256(f"{name}{step}".encode()).hexdigest() for name in names} for step in dense}
+    files[40]["model-1.st"], files[90] = files[300]["model-1.st"], files[120]
+
+    def listed(self, step, **how):
+        checkpoint = plain(self, step, **how)
+        checkpoint.metadata = {"sha256": files[step]} if step in files else {}
+        return checkpoint
+
+    monkeypatch.setattr(Trajectory, "checkpoint", listed)
+    path = write(dense)
+    report = verify(path, read="nothing")
+    assert report.bytes_read == 0
+    assert sorted(found(report)) == [("foreign_shard", (40, 300)), ("identical", (90, 120))]
+    files.clear()
+    assert {kind for kind, _ in found(verify(path, read="nothing", steps="0:20"))} == {"unreadable"}
