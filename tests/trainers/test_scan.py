@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,3 +261,18 @@ def test_under_functional_call() -> None:
     last = lambda r: functional_call(module, {"rate": r}, (b,))[0, -1, 0]  # noqa: E731
     at = torch.tensor(0.5, dtype=torch.float64)
     assert (last(at).item(), grad(last)(at).item(), grad(grad(last))(at).item()) == (1.75, 2.0, 2.0)
+
+
+def test_the_benchmark_runs_without_its_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    file = Path(__file__).resolve().parents[2] / "benchmarks" / "scan.py"
+    sizes = ["--batch", "2", "--length", "6", "--width", "3", "--states", "2", "--rounds", "2"]
+    monkeypatch.setattr("sys.argv", [str(file), *sizes, "--json", str(tmp_path / "scan.json")])
+    monkeypatch.setitem(sys.modules, "mambapy", None)
+    threads = torch.get_num_threads()
+    runpy.run_path(str(file), run_name="__main__")
+    torch.set_num_threads(threads)
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "scan.json").read_text())
+    assert "mamba.py is not there" in printed and "--peer FOLDER" in printed
+    assert found["second_order_ours"] == "right"
+    assert found["machine"]["threads"] == 1
+    assert all(case["ours"]["error"] < 1e-6 and "ratio" not in case for case in found["cases"].values())
