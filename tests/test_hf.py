@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,9 @@ def test_misspelled_classes_are_named() -> None:
 
 
 def test_large_models_are_built_without_drawing_weights() -> None:
-    start = time.process_time()
+    state = torch.get_rng_state()
     FAMILIES["llama"].build({**CONFIG, "hidden_size": 1024, "intermediate_size": 8192, "vocab_size": 32000})
-    assert time.process_time() - start < 1.5  # drawing its 120 million weights takes several seconds
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

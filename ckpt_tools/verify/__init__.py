@@ -126,7 +126,7 @@ class _Scan:
     def take(self, step: int) -> None:
         """Read a checkpoint; what cannot be read is kept as a failure."""
         try:
-            if not self.cheap:
+            if self.read == "all":
                 self.trajectory.check(step)
             with self.trajectory.checkpoint(step) as checkpoint:
                 self._take(step, checkpoint)

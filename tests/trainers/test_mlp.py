@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
+from ckpt_tools import open_trajectory
 from ckpt_tools.errors import OptionError
 from ckpt_tools.run import read_metrics, read_probe
 from ckpt_trainers.mlp import MLP, Config
@@ -31,6 +31,11 @@ ACTIVATION = {
     "xtanh": lambda x: x * np.tanh(x),
     "linear": lambda x: x,
 }
+
+
+def saved(run: Path, step: int) -> dict[str, Array]:
+    with open_trajectory(run).checkpoint(step) as checkpoint:
+        return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
 def model(seed: int = 0, **switches: Any) -> torch.nn.Module:
@@ -111,7 +116,7 @@ def test_initial_condensation_of_three_layers(tmp_path: Path) -> None:
     size, v = np.linalg.norm(z), z / np.linalg.norm(z)
     times, energies, cosines = [], [], []
     for step in range(0, 3001, 100):
-        w = load_file(tmp_path / f"run/step-{step:06d}/model.safetensors")
+        w = saved(tmp_path / "run", step)
         rows = w["layers.0.weight"]
         times.append(0.1 * step)
         energies.append((w["layers.2.weight"] @ w["layers.1.weight"] @ rows @ v).item())
@@ -129,7 +134,7 @@ def test_deep_factorization_learns_one_direction_after_the_other(tmp_path: Path)
     MLP.train("matrix", {"steps": 1500, "save": "every:10"}, tmp_path / "run")
     values = []
     for step in range(0, 1501, 10):
-        w = load_file(tmp_path / f"run/step-{step:06d}/model.safetensors")
+        w = saved(tmp_path / "run", step)
         product = w["layers.2.weight"] @ w["layers.1.weight"] @ w["layers.0.weight"]
         values.append(np.linalg.svd(product, compute_uv=False)[:4])
     s = np.array(values)
