@@ -90,7 +90,7 @@ def analyze(
         tally = session.run(on_progress)
         facts = session.store.facts
         findings = [f"{f.severity}: {f.message}" for f in session.store.findings() if f.severity != "note"]
-        done = sorted({int(step) for name in session.tally_names() for step in session.store.groups[name]["keys"]})
+        done = session.steps()
     return Outcome(
         Path(output),
         done,
