@@ -76,8 +76,10 @@ def workers_that_fit(memory: int | None, workers: int, need: int) -> tuple[int, 
             f"--memory {shown(memory)} is too little: the largest matrix of the first checkpoint needs {shown(need)} "
             "in one process. Give more, or choose matrices with --matrices."
         )
-    fitting = max(1, min(workers, total // max(need, 1)))
-    return fitting, total // fitting
+    # The process that hands out the work and keeps the results does not compute beside several workers.
+    for_workers = max(total - BASE_BYTES, 0)
+    fitting = min(workers, for_workers // max(need, 1))
+    return (fitting, for_workers // fitting) if fitting > 1 else (1, total)
 
 
 def shown(size: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,24 @@ class Tally:
     reused: int = 0
     failures: list[tuple[int, str, str]] = field(default_factory=list)
     interrupted: bool = False
+
+
+def missing(
+    plan: Plan, keys: Keys, known: Callable[[str, int, str], None] = lambda name, step, key: None
+) -> dict[int, tuple[str, ...]]:
+    """Return the analyzers to run at each position that lacks any; call `known` for the others."""
+    wanted: dict[int, tuple[str, ...]] = {}
+    # One tuple for all steps that lack the same: memory hardly grows with the trajectory.
+    alike: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for position, step in enumerate(plan.steps):
+        found = {analyzer.name: keys.known(analyzer, position) for analyzer in plan.analyzers}
+        for name, key in found.items():
+            if key is not None:
+                known(name, step, key)
+        lacking = tuple(name for name, key in found.items() if key is None)
+        if lacking:
+            wanted[position] = alike.setdefault(lacking, lacking)
+    return wanted
 
 
 class Session:
@@ -67,7 +86,7 @@ class Session:
             runner.refuse()
         finally:
             runner.close()
-        wanted = self._missing()
+        wanted = missing(self.plan, self.keys, self._reuse)
         total, done = len(self.plan.steps), len(self.plan.steps) - len(wanted)
         fresh = told = time.monotonic()
 
@@ -86,21 +105,9 @@ class Session:
                 self.store.write()
                 fresh = time.monotonic()
 
-    def _missing(self) -> dict[int, tuple[str, ...]]:
-        """Return the analyzers to run at each position that lacks any."""
-        wanted: dict[int, tuple[str, ...]] = {}
-        # One tuple for all steps that lack the same: memory hardly grows with the trajectory.
-        alike: dict[tuple[str, ...], tuple[str, ...]] = {}
-        for position, step in enumerate(self.plan.steps):
-            keys = {analyzer.name: self.keys.known(analyzer, position) for analyzer in self.plan.analyzers}
-            missing = tuple(name for name, key in keys.items() if key is None)
-            if missing:
-                wanted[position] = alike.setdefault(missing, missing)
-            for name, key in keys.items():
-                if key is not None:
-                    self.journal.show(name, step, key)
-                    self.tally.reused += 1
-        return wanted
+    def _reuse(self, name: str, step: int, key: str) -> None:
+        self.journal.show(name, step, key)
+        self.tally.reused += 1
 
     def _take(self, result: StepResult) -> None:
         position = bisect_left(self.plan.steps, result.step)
