@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
 
 from ..checkpoint import Trajectory
 from .plan import Job, Plan
@@ -36,9 +37,18 @@ class Task:
     deaths: int = 0
 
 
-def compute(plan: Plan, wanted: Wanted, workers: int = 1, tick: Tick | None = None) -> Iterator[StepResult]:
-    """Yield the result of every position of `wanted`, in the order they are finished."""
-    if workers == 1 or len(wanted) < 2:
+def compute(
+    plan: Plan, wanted: Wanted, workers: int = 1, tick: Tick | None = None, client: Any = None
+) -> Iterator[StepResult]:
+    """Yield the result of every position of `wanted`, in the order they are finished.
+
+    With the `client` of a Dask cluster they are computed there, else in `workers` processes.
+    """
+    if client is not None:
+        from .remote import compute_remotely
+
+        yield from compute_remotely(plan, wanted, client, tick)
+    elif workers == 1 or len(wanted) < 2:
         yield from Runner(plan, tick).run(wanted)
     else:
         yield from _parallel(plan, wanted, workers)
@@ -77,23 +87,24 @@ def _with_pool(plan: Plan, queue: deque[Task], suspects: deque[Task], workers: i
                     del running[future]
                     yield from results
             except BrokenProcessPool:
-                yield from _bury(plan, list(running.values()), suspects, blame=workers == 1)
+                yield from buried(plan, list(running.values()), suspects)
                 return
 
 
-def _bury(plan: Plan, tasks: Sequence[Task], suspects: deque[Task], *, blame: bool) -> Iterator[StepResult]:
-    """Queue the tasks of a broken pool again, cut into single steps; yield failures for those given up."""
+def buried(plan: Plan, tasks: Sequence[Task], suspects: deque[Task]) -> Iterator[StepResult]:
+    """Queue tasks whose process died again, cut into single steps; yield failures for those that did so TRIES times.
+
+    The first time one of them may have died with another's process; from then on each goes alone.
+    """
     for task in tasks:
-        deaths = task.deaths + blame
-        if len(task.wanted) > 1:
-            suspects.extend(Task({position: names}) for position, names in task.wanted.items())
-        elif deaths < TRIES:
-            suspects.appendleft(Task(task.wanted, deaths))
-        else:
-            for position, names in task.wanted.items():
-                step = plan.steps[position]
-                reason = f"its worker process died {TRIES} times"
-                yield StepResult(step, str(plan.path_of(step)), failures=dict.fromkeys(names, reason))
+        deaths = task.deaths + 1
+        if deaths < TRIES:
+            suspects.extend(Task({position: names}, deaths) for position, names in task.wanted.items())
+            continue
+        for position, names in task.wanted.items():
+            step = plan.steps[position]
+            reason = f"its worker process died {deaths} times"
+            yield StepResult(step, str(plan.path_of(step)), failures=dict.fromkeys(names, reason))
 
 
 @contextmanager
