@@ -19,14 +19,23 @@ from multiprocessing import get_context
 from typing import Any
 
 from ..checkpoint import Trajectory
+from ..errors import SourceError
+from ..spectra import Spectrum
+from ..weights import Weights
+from .ahead import Ahead
 from .plan import Job, Plan
 from .run import Runner, StepResult, Tick, Wanted
+from .work import cost
 
 TASK_STEPS = 16
 TRIES = 3
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+SPLIT_COST = 2e10
+"""Multiplications from which a checkpoint is split by matrix when there are fewer checkpoints than workers."""
+
 _plan: Plan | None = None
+_runner: Runner | None = None
 
 
 @dataclass
@@ -48,10 +57,28 @@ def compute(
         from .remote import compute_remotely
 
         yield from compute_remotely(plan, wanted, client, tick)
+    elif workers > 1 and len(wanted) < workers and _is_large(plan, wanted):
+        yield from Runner(plan, tick, ahead=lambda weights: _ahead(plan, weights, workers)).run(wanted)
     elif workers == 1 or len(wanted) < 2:
         yield from Runner(plan, tick).run(wanted)
     else:
         yield from _parallel(plan, wanted, workers)
+
+
+def _is_large(plan: Plan, wanted: Wanted) -> bool:
+    """Return whether the matrices of the first checkpoint are worth the start of processes for each checkpoint."""
+    runner = Runner(plan)
+    try:
+        weights, _ = runner.weights_of(plan.steps[min(wanted)])
+        return sum(cost(weights.info(name).shape) for name in weights.names) > SPLIT_COST
+    except SourceError:
+        return False
+    finally:
+        runner.close()
+
+
+def _ahead(plan: Plan, weights: Weights, workers: int) -> Ahead:
+    return Ahead(weights, lambda: _pool(plan, workers), _spectrum, window=2 * workers, tries=TRIES)
 
 
 def tasks_of(wanted: Wanted, workers: int) -> list[Task]:
@@ -142,3 +169,17 @@ def _start(job: Job, trajectory: Trajectory) -> None:
 def _work(wanted: Wanted) -> list[StepResult]:
     assert _plan is not None  # set by the initializer
     return list(Runner(_plan).run(wanted))
+
+
+def _spectrum(step: int, name: str) -> tuple[Spectrum, str, str]:
+    """Return the spectrum of a matrix, the tensor it is from and that one's digest; the checkpoint stays open."""
+    global _runner
+    assert _plan is not None  # set by the initializer
+    if _runner is None:
+        _runner = Runner(_plan)
+    weights, _ = _runner.weights_of(step)
+    _runner.close(keep=[step])
+    tensor = weights.info(name).tensor
+    spectrum = weights.spectrum(name)
+    weights.spectra.clear()
+    return spectrum, tensor, weights.checkpoint.digest(tensor)
