@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -65,5 +66,5 @@ def _array(how: Mapping[str, Any], data: bytes, at: int) -> tuple[Array, int]:
     if "text" in how:
         return np.array(how["text"], dtype=np.str_).reshape(how["shape"]), at
     dtype = np.dtype(how["dtype"])
-    size = dtype.itemsize * int(np.prod(how["shape"], dtype=np.int64))
+    size = dtype.itemsize * prod(how["shape"])
     return np.frombuffer(data, dtype, size // dtype.itemsize, at).reshape(how["shape"]), at + size
