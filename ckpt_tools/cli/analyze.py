@@ -67,12 +67,22 @@ def parse_cache_size(ctx: click.Context, param: click.Parameter, value: str | No
     "--cache-size", metavar="SIZE", callback=parse_cache_size, help="Most that copies of remote files take (20GiB)."
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes to compute in.")
+@click.option(
+    "--memory", metavar="SIZE", callback=parse_cache_size, help="Most that all processes take (default: half of free)."
+)
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up an analyzer at a checkpoint after this long.")
+@click.option("--dry-run", is_flag=True, help="Say how much there is to compute, read and wait for; write nothing.")
 @click.option("--strict", is_flag=True, help="Stop at the first failure instead of recording it and going on.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about what was done.")
 def analyze(
-    source: str, plugins: tuple[str, ...], settings: tuple[str, ...], quiet: bool, as_json: bool, **how: Any
+    source: str,
+    plugins: tuple[str, ...],
+    settings: tuple[str, ...],
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **how: Any,
 ) -> int:
     """Run analyzers over SOURCE, a run, a folder of checkpoints or one checkpoint, and write HDF5.
 
@@ -87,6 +97,10 @@ def analyze(
     from .progress import reporter
 
     data = data_settings(how)
+    if dry_run:
+        from .estimate import show_estimate
+
+        return show_estimate(source, plugins, options=split_settings(settings), data=data, as_json=as_json, **how)
     with reporter(quiet=quiet or as_json, label="analyze") as progress:
         outcome = run_analysis(
             source, plugins, options=split_settings(settings), data=data, on_progress=progress, **how

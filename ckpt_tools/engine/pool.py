@@ -19,7 +19,7 @@ from multiprocessing import get_context
 
 from ..checkpoint import Trajectory
 from .plan import Job, Plan
-from .run import Runner, StepResult, Wanted
+from .run import Runner, StepResult, Tick, Wanted
 
 TASK_STEPS = 16
 TRIES = 3
@@ -36,10 +36,10 @@ class Task:
     deaths: int = 0
 
 
-def compute(plan: Plan, wanted: Wanted, workers: int = 1) -> Iterator[StepResult]:
+def compute(plan: Plan, wanted: Wanted, workers: int = 1, tick: Tick | None = None) -> Iterator[StepResult]:
     """Yield the result of every position of `wanted`, in the order they are finished."""
     if workers == 1 or len(wanted) < 2:
-        yield from Runner(plan).run(wanted)
+        yield from Runner(plan, tick).run(wanted)
     else:
         yield from _parallel(plan, wanted, workers)
 
