@@ -21,7 +21,7 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
-CHUNK = 1 << 10
+CHUNK = 1 << 11
 """Entries of each checkpoint's weight that are held in float64 at once."""
 
 NOW, FIRST, BEFORE, MOVED, UPDATE, UPDATE_BEFORE, WAY, NOW_FIRST, TURN, UPDATE_WAY = range(10)
