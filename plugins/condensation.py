@@ -64,6 +64,15 @@ class Condensation(Analyzer):
 
     name = "condensation"
     needs = "weights"
+    reading = (
+        "A neuron is a vector: the weights by which it reads (input side), or those that lead to it from one input "
+        "(output side). Neurons start in random directions. When they condense, many turn to the same few directions "
+        "and act as one: the mean |cos| of pairs goes from near 0 to 1, and the number of clusters falls. Where it "
+        "falls again, neurons have begun to tell more things apart."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "onset_order": "condensation: neurons of {group} gather on few directions ({label} side)."
+    }
     outputs: ClassVar[Mapping[str, Out]] = {
         "neurons": Out(_SIDE, long_name="number of neurons", dtype="i8"),
         "tiny": Out(_SIDE, long_name="neurons left out because their norm is tiny", dtype="i8"),

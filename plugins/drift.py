@@ -98,6 +98,15 @@ class Drift(Analyzer):
     name = "drift"
     needs = "weights"
     reference = ("first", "previous", "before_previous")
+    reading = (
+        "How far the weights are from where they started, how fast they go, and whether they go straight on or turn. "
+        "Matrices do not all start at once: some move while others are still frozen, and this order tells the stages "
+        "of a training apart. A distance of 1 means that a matrix has moved by as much as it was large."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "active_order": "start: {group} begins to move.",
+        "fastest_step": "fastest: all weights together move fastest.",
+    }
     invariant_to = frozenset({"sign"})
     outputs: ClassVar[Mapping[str, Out]] = {
         **{key: Out(("matrix",), long_name=out.long_name) for key, out in _MEASURES.items()},

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "List tensors, roles, shapes, dtypes, steps, and what is skipped and why.",
     "pack": "Move the step folders of a run into logs, and check logs.",
     "plugins": "List, show, check and create plugins.",
+    "report": "Write results files as one HTML page with interactive charts.",
     "show": "Print a results file as tables with a sparkline per series.",
     "train": "Train a small model and save a dense trajectory of checkpoints.",
     "unpack": "Write checkpoints of a run as step folders that any safetensors reader opens.",

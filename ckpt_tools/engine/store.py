@@ -59,6 +59,8 @@ class Store:
             "outputs": {name: asdict(out) for name, out in analyzer.outputs.items()},
             "description": " ".join((type(analyzer).__doc__ or "").split()),
             "needs": analyzer.needs,
+            "reading": " ".join(analyzer.reading.split()),
+            "events": dict(analyzer.events),
             "distribution": plugin.distribution if plugin else "",
             "distribution_version": plugin.version if plugin else "",
             "keys": {},
@@ -147,7 +149,12 @@ class Store:
             needs=group["needs"],
             summary=group["summary"],
             skipped=list(self.facts.get("skipped", {}).items()),
-            attrs={"failures": group["failures"], "matrix_selection": group["identity"]["matrices"]},
+            attrs={
+                "failures": group["failures"],
+                "matrix_selection": group["identity"]["matrices"],
+                "reading": group.get("reading", ""),
+                "events": group.get("events", {}),
+            },
         )
 
     def _root(self) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class Group:
             "needs": getattr(analyzer, "needs", "weights"),
             "description": " ".join((type(analyzer).__doc__ or "").split()),
             "options": analyzer.as_dict() if hasattr(analyzer, "as_dict") else {},
+            "attrs": {
+                "reading": " ".join(getattr(analyzer, "reading", "").split()),
+                "events": dict(getattr(analyzer, "events", {})),
+            },
         }
         return cls(analyzer.name, series, **{**own, **facts})
 
