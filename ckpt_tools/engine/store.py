@@ -59,6 +59,7 @@ class Store:
             "outputs": {name: asdict(out) for name, out in analyzer.outputs.items()},
             "description": " ".join((type(analyzer).__doc__ or "").split()),
             "needs": analyzer.needs,
+            "figures": [asdict(figure) for figure in analyzer.figures],
             "distribution": plugin.distribution if plugin else "",
             "distribution_version": plugin.version if plugin else "",
             "keys": {},
@@ -147,7 +148,11 @@ class Store:
             needs=group["needs"],
             summary=group["summary"],
             skipped=list(self.facts.get("skipped", {}).items()),
-            attrs={"failures": group["failures"], "matrix_selection": group["identity"]["matrices"]},
+            attrs={
+                "failures": group["failures"],
+                "matrix_selection": group["identity"]["matrices"],
+                "figures": group.get("figures", []),
+            },
         )
 
     def _root(self) -> dict[str, Any]:
