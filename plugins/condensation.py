@@ -95,7 +95,7 @@ class Condensation(Analyzer):
         Figure("mean_abs_cos", lines="matrix"),
         Figure("effective_directions", lines="matrix", log="y"),
         Figure("cosine", "map"),
-        Figure("amplitude", "scatter", against="orientation"),
+        Figure("amplitude", "scatter", against="orientation", log="y"),
     )
     threshold: float = option(0.95, help="Neurons beyond this |cos| are neighbours.", min=0.0, max=0.9999)
     signed: bool = option(False, help="Tell opposite directions apart: cos instead of |cos|.")

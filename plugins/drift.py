@@ -88,7 +88,7 @@ _AMPLITUDES: Mapping[str, Out] = {
     "amplitude": Out(("matrix",), long_name="mean amplitude of neurons"),
     "amplitude_distance": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes to the first checkpoint"),
     "amplitude_update": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes to the previous checkpoint"),
-    "amplitude_speed": Out(("matrix",), long_name="the same per step"),
+    "amplitude_speed": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes per step"),
 }
 
 
