@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ckpt_tools import (
     Analyzer,
+    Figure,
     OptionError,
     Out,
     PluginError,
@@ -73,6 +74,12 @@ class Alignment(Analyzer):
     most: int = option(512, help="Most pairs of neighbouring positions, where nothing names groups.", min=4)
     rows: int = option(64, help="Examples in memory at a time.", min=1)
 
+    figures = (
+        Figure("cosine", lines="layer"),
+        Figure("mismatched_cosine", lines="layer"),
+        Figure("cka", lines="layer"),
+        Figure("bridge_top", lines="layer"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "cka": Out(GROUP, "1", "CKA of the groups"),
         "cosine": Out(GROUP, "1", "Mean cosine of pairs"),

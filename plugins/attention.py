@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, Series, SourceError, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, Series, SourceError, hookimpl, option
 
 from .attention_cycles import Thresholds, cycle_facts
 from .attention_maps import population_attention
@@ -64,6 +64,13 @@ class Attention(Analyzer):
     dilution_drop: float = option(0.03, help="Dilution: mass falls so far below its base.", min=0.0)
     dilution_spread: float = option(1.08, help="Dilution: entropy rises to so much of its base.", min=0.0)
 
+    figures = (
+        Figure("entropy", lines="head"),
+        Figure("query_entropy", lines="query_token"),
+        Figure("mass", lines="query_token"),
+        Figure("mass", "map"),
+        Figure("distance_mass", "heatmap"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "entropy": Out(HEAD, "nat", "Mean entropy of a query's attention"),
         "position_entropy": Out((*HEAD, "position"), "nat", "Mean entropy of the query at a position"),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, OptionError, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, option
 
 from .neurons.clustering import Ints, cluster_sizes, numbered, partition, scan, size_entropy, within_cosine
 from .neurons.cosines import Array, Floats, Mask, Pairs, exactly, joined, unit_rows
@@ -63,6 +63,7 @@ class Condensation(Analyzer):
     """Cosines between neurons, their clusters and directions, for both sides of every weight matrix."""
 
     name = "condensation"
+    version = "2"
     needs = "weights"
     reading = (
         "A neuron is a vector: the weights by which it reads (input side), or those that lead to it from one input "
@@ -92,12 +93,19 @@ class Condensation(Analyzer):
         "cluster_size": Out((*_SIDE, "cluster"), long_name="sizes of the largest clusters", dtype="i8"),
         "label": Out((*_SIDE, "neuron"), long_name="cluster of each neuron, largest first; -1 none", dtype="i4"),
         "order": Out((*_SIDE, "place"), long_name="neurons by the top eigenvector of the cosine matrix", dtype="i4"),
+        "cosine": Out((*_SIDE, "place", "other"), long_name="cosines of neurons in that order", dtype="f4"),
         "leading_cos": Out(_SIDE, long_name="mean |cos| of neurons to the leading direction"),
         "direction_cos": Out(_SIDE, long_name="mean |cos| of neurons to the given direction"),
         "leading_direction_cos": Out(_SIDE, long_name="|cos| of the leading direction to the given one"),
         "orientation": Out(("line", "unit"), unit="rad", long_name="angle of (w, b) for one-dimensional input"),
         "amplitude": Out(("line", "unit"), long_name="|a| sqrt(w^2 + b^2) for one-dimensional input"),
     }
+    figures = (
+        Figure("mean_abs_cos", lines="matrix"),
+        Figure("effective_directions", lines="matrix", log="y"),
+        Figure("cosine", "map"),
+        Figure("amplitude", "scatter", against="orientation", log="y"),
+    )
     threshold: float = option(0.95, help="Neurons beyond this |cos| are neighbours.", min=0.0, max=0.9999)
     signed: bool = option(False, help="Tell opposite directions apart: cos instead of |cos|.")
     min_norm: float = option(0.1, help="Leave out neurons below this share of the largest norm.", min=0.0, max=1.0)
@@ -106,7 +114,7 @@ class Condensation(Analyzer):
     max_dense: int = option(8192, help="Most neurons for methods other than components.", min=2)
     max_neurons: int = option(16384, help="Compare a random sample of a larger number of neurons.", min=2)
     labels_max: int = option(512, help="Store each neuron's cluster up to this many neurons; 0: never.", min=0)
-    order_max: int = option(0, help="Store the order of the heat map up to this many neurons; 0: never.", min=0)
+    order_max: int = option(0, help="Store the heat map of cosines up to this many neurons; 0: never.", min=0)
     sizes: int = option(8, help="How many cluster sizes to store.", min=1)
     leading: bool = option(False, help="Also the leading direction (one eigenvector per matrix and side).")
     direction: tuple[float, ...] = option((), help="A direction to compare with neurons of as many inputs or outputs.")
@@ -158,7 +166,9 @@ class Condensation(Analyzer):
             return
         row, vectors, lengths = part.rows[at], part.vectors[at][chosen], part.lengths[at][chosen]
         if len(chosen) <= self.order_max:
-            table.orders[row] = chosen[heatmap_order(unit_rows(vectors, lengths))]
+            unit = unit_rows(vectors, lengths)
+            order = heatmap_order(unit)
+            table.orders[row], table.cosines[row] = chosen[order], unit[order] @ unit[order].T
         top = leading_direction(vectors) if self.leading else None
         if top is not None:
             table.floats["leading_cos"][row] = alignment(vectors, lengths, top).mean()
@@ -226,6 +236,7 @@ class _Table:
         self.ints = {key: np.full(len(counts), -1) for key, kind in plain.items() if kind == "i8"}
         self.ints["neurons"][:] = counts
         self.orders: dict[int, Any] = {}
+        self.cosines: dict[int, Any] = {}
         self._found: dict[int, list[tuple[list[int], Pairs, Ints, Floats]]] = {}
         self._sizes = np.full((len(counts), analyzer.sizes), -1)
         self._labels: dict[int, Any] = {}
@@ -270,7 +281,8 @@ class _Table:
                 [row for some in rows for row in some], joined(pairs), np.concatenate(roots), np.concatenate(within)
             )
         count = len(self._sizes)
-        extra = {"label": _filled(self._labels, count), "order": _filled(self.orders, count)}
+        extra: dict[str, Any] = {"label": _filled(self._labels, count), "order": _filled(self.orders, count)}
+        extra["cosine"] = _squares(self.cosines, count)
         flat = {**self.floats, **self.ints, "cluster_size": self._sizes, **extra}
         return {key: value.reshape(count // 2, 2, *value.shape[1:]) for key, value in flat.items()}
 
@@ -297,6 +309,14 @@ def _filled(rows: Mapping[int, Any], count: int) -> Ints:
     full = np.full((count, max((len(row) for row in rows.values()), default=0)), -1)
     for at, row in rows.items():
         full[at, : len(row)] = row
+    return full
+
+
+def _squares(rows: Mapping[int, Any], count: int) -> NDArray[np.float32]:
+    width = max((len(square) for square in rows.values()), default=0)
+    full = np.full((count, width, width), np.nan, dtype=np.float32)
+    for at, square in rows.items():
+        full[at, : len(square), : len(square)] = square
     return full
 
 

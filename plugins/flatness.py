@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from ckpt_tools import Analyzer, OptionError, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, option
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,11 @@ class Flatness(Analyzer):
     rows: int = option(0, help="Examples per graph; 0: all at once, fastest, most memory.", min=0)
     precision: Literal["auto", "float32", "float64"] = option("auto", help="auto: float64 up to 100,000 parameters.")
 
+    figures = (
+        Figure("eigenvalue"),
+        Figure("trace"),
+        Figure("loss_increase", "profile", log="x"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "loss": Out(unit="nat", long_name="Loss on the batch"),
         "gradient_norm": Out(unit="nat", long_name="Length of the gradient"),

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, hookimpl, option
 
 if TYPE_CHECKING:
     from ckpt_tools import Series, View
@@ -154,6 +154,10 @@ class HeavyTail(Analyzer):
         "log_spectral_norm": Out(_OUT, long_name="log10 of the largest eigenvalue"),
         "stable_rank": Out(_OUT, long_name="squared Frobenius norm over largest eigenvalue"),
     }
+    figures = (
+        Figure("alpha"),
+        Figure("log_spectral_norm"),
+    )
     floor: float = option(1e-5, help="Leave eigenvalues up to this out of the fit.", min=0.0)
     relative: bool = option(False, help="The floor is a share of the largest eigenvalue.")
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, Spectrum, hookimpl, option, product_singular_values
+from ckpt_tools import Analyzer, Figure, Out, Spectrum, hookimpl, option, product_singular_values
 
 if TYPE_CHECKING:
     from ckpt_tools import AttentionWeights, Series, View
@@ -207,6 +207,12 @@ class Rank(Analyzer):
         **_outputs("matrix", "", "the matrix"),
         **_outputs("product", "product_", "the product"),
     }
+    figures = (
+        Figure("effective_rank", log="y"),
+        Figure("stable_rank", log="y"),
+        Figure("singular_values", "profile", log="y"),
+        Figure("product_effective_rank", log="y"),
+    )
     k: int = option(8, help="How many leading singular values to store.", min=1)
     tau: float = option(
         1e-3, help="A singular value counts to the numerical rank above tau times the largest.", min=0.0, max=1.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, OptionError, Out, Series, hookimpl, nearest, open_trajectory, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, Series, hookimpl, nearest, open_trajectory, option
 
 from .stages_segments import Segment, onset, segments, slopes
 
@@ -44,6 +44,10 @@ class Stages(Analyzer):
     flat: float = option(0.01, help="A curve whose logarithm varies less is one plateau.", min=0.0)
     log_steps: bool = option(False, help="Take speeds over ln(step + 1), for logarithmic schedules.")
 
+    figures = (
+        Figure("distance"),
+        Figure("relative_distance"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "norm": Out((), "1", "Frobenius norm of all matrices together"),
         "distance": Out((), "1", "Frobenius distance of all matrices from the first checkpoint"),

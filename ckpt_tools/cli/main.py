@@ -17,6 +17,7 @@ COMMANDS = {
     "analyze": "Run analyzers over a checkpoint or a trajectory and write HDF5.",
     "inspect": "List tensors, roles, shapes, dtypes, steps, and what is skipped and why.",
     "pack": "Move the step folders of a run into logs, and check logs.",
+    "plot": "Draw figures of results files: curves, heat maps, spectra, several runs overlaid.",
     "plugins": "List, show, check and create plugins.",
     "report": "Write results files as one HTML page with interactive charts.",
     "show": "Print a results file as tables with a sparkline per series.",

@@ -61,6 +61,7 @@ class Store:
             "needs": analyzer.needs,
             "reading": " ".join(analyzer.reading.split()),
             "events": dict(analyzer.events),
+            "figures": [asdict(figure) for figure in analyzer.figures],
             "distribution": plugin.distribution if plugin else "",
             "distribution_version": plugin.version if plugin else "",
             "keys": {},
@@ -154,6 +155,7 @@ class Store:
                 "matrix_selection": group["identity"]["matrices"],
                 "reading": group.get("reading", ""),
                 "events": group.get("events", {}),
+                "figures": group.get("figures", []),
             },
         )
 
