@@ -237,6 +237,8 @@ class Rank(Analyzer):
 
         None where a rank does not halve, or does not grow to one and a half times its lowest value again.
         """
+        if len(series) < 2:
+            return {}
         ranks, steps = series["effective_rank"], series.steps.tolist()
         found = {name: turns(steps, ranks[:, at]) for at, name in enumerate(series.labels("matrix"))}
         keys = ("lowest_rank", "collapse_step", "regrowth_step")

@@ -73,6 +73,8 @@ class _Builder:
     def _part(self, part: Part, several: bool) -> Html:
         results = part.results
         rows = [lane for group in results.groups.values() for lane in lanes(group)]
+        logged = results.trajectory.variables if results.trajectory else {}
+        rows.sort(key=lambda lane: 2 if not lane.segments else lane.name not in logged)
         name = f"f{part.number}"
         return tag(
             "article",

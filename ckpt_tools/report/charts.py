@@ -1,8 +1,8 @@
 """Which charts a group of results has: by the dimensions of its outputs alone, and what its analyzer asks for first.
 
 A chart is data for the page's script: where the numbers are, what their dimensions are called, and in which views they
-can be drawn. Views of an output `[step, *dims]`: `lines` over steps, `map` (steps across, or the last two dimensions at
-one step), `profile` over a numbered last dimension at one step, and `bars` at one step.
+can be drawn. Views of an output `[step, *dims]`: `lines` over steps, `stepmap`, a heat map of the same, `map`, the last
+two dimensions at one step, `profile` over a numbered last dimension at one step, and `bars` at one step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .thin import Thinned, shares, thinned
 MAIN_CHARTS = 4
 """Outputs shown unfolded where the analyzer does not say which."""
 _LOG_DECADES = 1e3
-_VIEW_OF = {"curves": "lines", "heatmap": "map", "map": "map", "profile": "profile", "scatter": "lines"}
+_VIEW_OF = {"curves": "lines", "heatmap": "stepmap", "map": "map", "profile": "profile", "scatter": "lines"}
 
 
 @dataclass
@@ -112,8 +112,9 @@ def _asked(figure: Mapping[str, Any], chart: Mapping[str, Any]) -> dict[str, Any
     log = str(figure.get("log") or "")
     if "x" in log:
         asked["logX"] = True
-    if "y" in log:
-        asked["logY"] = True
+    asked["logY"] = "y" in log and chart["total"] > 1
+    if figure.get("lines") in chart["dims"]:
+        asked["lines"] = figure["lines"]
     return asked
 
 
@@ -158,11 +159,13 @@ def _views(variable: Variable, group: ResultGroup) -> list[str]:
     """Return in which ways an output can be drawn, the clearest first."""
     dims, steps = variable.dims[1:], len(group.steps)
     views = ["lines"] if steps > 1 else []
-    if len(dims) >= 2 or (dims and steps > 1):
+    if len(dims) >= 2 and min(variable.shape[-2:]) > 1:
         views.append("map")
+    if dims and steps > 1:
+        views.append("stepmap")
     if dims and variable.shape[-1] > 2 and not isinstance(group.labels[dims[-1]], list):
         views.append("profile")
-    if len(dims) <= 1 and (dims or steps == 1):
+    if (len(dims) <= 1 and (dims or steps == 1)) or not views:
         views.append("bars")
     return views
 

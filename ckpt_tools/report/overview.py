@@ -10,8 +10,8 @@ from typing import Any
 from ..results.reader import Results
 from ..results.writer import SCHEMA
 from .part import Part, entries, mapping
-from .tags import Html, details, joined, shown, table, tag
-from .timeline import Lane
+from .tags import Html, details, joined, table, tag
+from .timeline import Event, Lane
 
 MOST_ROWS = 200
 _TOLD_ELSEWHERE = frozenset({"notes", "findings", "skipped_checkpoints", "history", "content_hashes", "libraries"})
@@ -93,22 +93,24 @@ def story(rows: Sequence[Lane]) -> Html:
     events = [(event, lane) for lane in rows for event in lane.events]
     if not events:
         return Html("")
-    events.sort(key=lambda found: (found[0].step, found[0].stop or 0))
-    items = [
-        tag(
-            "li",
-            tag("span", f"step {event.step:,}" if event.stop is None else f"steps {event.step:,} to {event.stop:,}"),
-            " ",
-            tag("strong", event.name),
-            f" {event.text}" if event.text != event.name and not lane.segments else "",
-            tag("small", f" {lane.group}" if not lane.segments else f" of {lane.name} ({lane.group})"),
-        )
-        for event, lane in events
-    ]
+    events.sort(key=lambda found: (found[0].step, not found[1].segments, found[0].stop or 0))
+    items = [_told(event, lane) for event, lane in events]
     more = sum(lane.more for lane in rows)
     told = tag("p", f"{more:,} more events are in the summaries of the analyzers.") if more else None
     listed = tag("ol", *items, cls="story")
     return details("What happened, in order", listed, told, open_=len(items) <= 40)
+
+
+def _told(event: Event, lane: Lane) -> Html:
+    """Return an event as an item of the list; segments of a metric divide the list into stages."""
+    when = f"step {event.step:,}" if event.stop is None else f"steps {event.step:,} to {event.stop:,}"
+    if lane.segments:
+        number, _, kind = event.name.partition(" ")
+        return tag("li", tag("span", when), " ", tag("strong", f"Stage {number} of {lane.name}: {kind}"), cls="stage")
+    text = f" {event.text}" if event.text != event.name else ""
+    return tag(
+        "li", tag("span", when), " ", tag("div", tag("strong", event.name), text, tag("small", f" {lane.group}"))
+    )
 
 
 def _left_out(results: Results) -> Html:
@@ -136,7 +138,7 @@ def _reproduce(results: Results) -> Html:
     return joined(
         tag("h2", "How to reproduce"),
         tag("p", "In the folder where the analysis was started:"),
-        tag("pre", Html("\n").join(tag("code", shown(line)) for line in lines), tabindex="0"),
+        tag("pre", *(joined(tag("code", line), Html("\n")) for line in lines), tabindex="0"),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from ..results.names import printable
+
 _VOID = frozenset({"meta", "input", "br", "hr"})
 
 
@@ -16,7 +18,7 @@ class Html(str):
 
 def shown(value: Any) -> str:
     """Return a value as text with control and direction-changing characters as backslash escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+    return printable(str(value))
 
 
 def html(value: Any) -> Html:

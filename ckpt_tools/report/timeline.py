@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..results.reader import ResultGroup
+from .part import mapping
 from .tags import shown
 
 MOST_EVENTS = 60
@@ -49,7 +50,7 @@ class Lane:
 
 def lanes(group: ResultGroup) -> list[Lane]:
     """Return the rows of the timeline that a group gives; none where its summary holds no steps."""
-    summary = _mapping(group.attrs.get("summary"))
+    summary = mapping(group.attrs.get("summary"))
     last = int(group.steps[-1]) if len(group.steps) else 0
     rows = [Lane(group.name, curve, found, segments=True) for curve, found in _segments(summary)]
     found = sorted(_events(summary, _declared(group, summary), last), key=lambda e: (e.step, e.stop or 0, e.text))
@@ -60,19 +61,14 @@ def lanes(group: ResultGroup) -> list[Lane]:
 
 
 def _apart(events: list[Event]) -> list[list[Event]]:
-    """Return events in as many rows as spans need not to overlap; all that are no spans are in the first."""
+    """Return events in as few rows as let no span cover what comes after it."""
     rows: list[list[Event]] = []
     for event in events:
-        free = (row for row in rows if all(e.stop is None or e.stop <= event.step for e in row))
-        row = (rows[0] if rows else None) if event.stop is None else next(free, None)
+        row = next((row for row in rows if all(e.stop is None or e.stop <= event.step for e in row)), None)
         if row is None:
             rows.append(row := [])
         row.append(event)
     return rows
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _segments(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Event]]]:
@@ -89,7 +85,7 @@ def _segments(summary: Mapping[str, Any]) -> Iterator[tuple[str, list[Event]]]:
 
 def _declared(group: ResultGroup, summary: Mapping[str, Any]) -> Mapping[str, str]:
     """Return what the analyzer says about its steps, or sentences made of their names."""
-    declared = {str(k): str(v) for k, v in _mapping(group.attrs.get("events")).items()}
+    declared = {str(k): str(v) for k, v in mapping(group.attrs.get("events")).items()}
     if declared:
         return declared
     return {key: _sentence(key, value) for key, value in summary.items() if _like_steps(key, value)}

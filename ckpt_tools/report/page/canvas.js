@@ -1,5 +1,5 @@
-// Colours and axes. Colours are told apart by people of all kinds of colour vision; dashes help beyond seven curves.
-const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
+// Colours and axes. Colours are told apart by people of all kinds of colour vision; dashes show a curve below another.
+const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 const VIRIDIS = ["#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 const DIVERGING = ["#1f4e79", "#4f86b8", "#a9c8e0", "#f2f2f0", "#f3c08a", "#cf7a30", "#7f3b08"];
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -18,7 +18,7 @@ function theme() {
 
 // How curve number `i` of `count` looks: beyond 14, colour runs along their order.
 function look(i, count, colours) {
-  if (count <= 14) return { colour: colours.series[i % 7], dash: DASHES[Math.floor(i / 7)] };
+  if (count <= 14) return { colour: colours.series[i % 7], dash: DASHES[(i % 2) + 2 * Math.floor(i / 7)] };
   const t = i / (count - 1), [r, g, b] = ramp(VIRIDIS, colours.dark ? 0.2 + 0.8 * t : 0.88 * t);
   return { colour: `rgb(${r},${g},${b})`, dash: [] };
 }

@@ -1,7 +1,7 @@
 // One output with its controls: views, curves, zoom, a slider for the step, values under the pointer or the keyboard.
-const VIEWS = { lines: linesView, profile: linesView, map: mapView, bars: barsView };
-const VIEW_NAMES = { lines: "over steps", map: "heat map", profile: "profile", bars: "bars" };
-const FEW_CURVES = 16;
+const VIEWS = { lines: linesView, profile: linesView, map: mapView, stepmap: mapView, bars: barsView };
+const VIEW_NAMES = { lines: "over steps", map: "heat map", stepmap: "heat map over steps", profile: "profile", bars: "bars" };
+const FEW_CURVES = 12;
 
 class Chart {
   constructor(figure, spec) {
@@ -11,7 +11,7 @@ class Chart {
     this.unit = chart.unit ? ` ${chart.unit}` : "";
     this.views = chart.views;
     this.view = this.views[0];
-    this.pick = firstPick(this.output, chart.at || {});
+    this.pick = firstPick(this.output, chart.at || {}, chart.lines);
     this.logX = chart.logX ?? file.logX;
     this.logY = chart.logY;
     this.hidden = new Set();
@@ -63,16 +63,15 @@ class Chart {
   }
 
   hasLegend() {
-    const flat = this.view !== "map" || mapView.overSteps(this);
-    return flat && this.curves().length > 1 && !(this.view === "bars" && this.curves().length <= 12);
+    return this.view !== "map" && this.curves().length > 1 && !(this.view === "bars" && this.curves().length <= 12);
   }
 
   *switches() {
     if (this.views.length > 1) yield choice("View", this.views.map((v) => [v, VIEW_NAMES[v]]), this.view, (v) => this.choose(v));
     yield* this.dimChoices();
-    const overSteps = this.view === "lines" || (this.view === "map" && mapView.overSteps(this));
+    const overSteps = this.view === "lines" || this.view === "stepmap";
     if (overSteps) yield check("log steps", this.logX, (on) => this.set("logX", on));
-    yield check(this.view === "map" ? "log colours" : "log values", this.logY, (on) => this.set("logY", on));
+    yield check(VIEWS[this.view] === mapView ? "log colours" : "log values", this.logY, (on) => this.set("logY", on));
     if (this.view === "bars" && this.curves().length > 2) yield check("sorted", Boolean(this.sorted), (on) => this.set("sorted", on));
     if (overSteps) {
       yield make("span", { class: "zoom" }, button("+", "Zoom in", () => this.zoomBy(0.5)), button("−", "Zoom out", () => this.zoomBy(2)), button("All", "Show all steps", () => this.set("zoom", null)));
@@ -96,7 +95,7 @@ class Chart {
   }
 
   *slider() {
-    const steps = this.output.shown, still = this.view === "lines" || (this.view === "map" && mapView.overSteps(this));
+    const steps = this.output.shown, still = this.view === "lines" || this.view === "stepmap";
     if (still || steps.length < 2) return;
     const said = make("output", {}, `step ${short(steps[this.place])}`);
     const range = make("input", { type: "range", min: 0, max: steps.length - 1, step: 1, "aria-label": "Step", oninput: () => {
@@ -144,8 +143,8 @@ class Chart {
   }
 
   height() {
-    if (this.view !== "map") return 300;
-    const rows = mapView.overSteps(this) ? this.curves().length - this.hidden.size : this.output.shape.at(-2);
+    if (VIEWS[this.view] !== mapView) return 300;
+    const rows = this.view === "stepmap" ? this.curves().length - this.hidden.size : this.output.shape.at(-2);
     return Math.min(640, Math.max(220, 48 + rows * 15));
   }
 
@@ -176,11 +175,12 @@ class Chart {
   }
 }
 
-// All cells when they are few; else one label of the last dimensions, those an analyzer asks for first.
-function firstPick(output, at) {
+// All cells when they are few; else one label of the last dimensions, but for the one an analyzer wants as curves.
+function firstPick(output, at, lines) {
   const pick = output.shape.map((_, d) => (output.dims[d] in at ? output.labels[d].findIndex((v) => String(v) === String(at[output.dims[d]])) : -1));
   const count = () => output.shape.reduce((n, size, d) => (pick[d] < 0 ? n * size : n), 1);
-  for (let d = output.shape.length - 1; d > 0 && count() > FEW_CURVES; d--) if (output.shape[d] > 1) pick[d] = Math.max(0, pick[d]);
+  const kept = lines ? output.dims.indexOf(lines) : 0;
+  for (let d = output.shape.length - 1; d >= 0 && count() > FEW_CURVES; d--) if (d !== kept) pick[d] = Math.max(0, pick[d]);
   return pick;
 }
 
@@ -196,7 +196,7 @@ function listen(chart) {
     const box = chart.plot.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
-  const zooms = () => chart.view === "lines" || (chart.view === "map" && mapView.overSteps(chart));
+  const zooms = () => chart.view === "lines" || chart.view === "stepmap";
   let from = null;
   chart.plot.addEventListener("pointerdown", (event) => { from = zooms() ? at(event)[0] : null; });
   chart.plot.addEventListener("pointermove", (event) => {

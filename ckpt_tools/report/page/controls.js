@@ -53,7 +53,7 @@ function legend(chart) {
     chart.draw();
   };
   const switches = make("div", { class: "controls" }, filter, button("Only these", "Show only the curves listed", only), button("All", "Switch the curves listed on", all(true)), button("None", "Switch the curves listed off", all(false)));
-  const folded = make("details", {}, make("summary", {}, `${curves.length.toLocaleString("en-US")} curves`), switches, list);
+  const folded = make("details", {}, make("summary", {}, `${curves.length.toLocaleString("en-US")} ${chart.view === "lines" || chart.view === "profile" ? "curves" : "rows"}`), switches, list);
   return [folded];
 }
 

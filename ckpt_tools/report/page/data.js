@@ -5,11 +5,17 @@ const decoded = new Map();
 
 function numbersOf(address) {
   if (!decoded.has(address.id)) {
-    const text = atob(document.getElementById(address.id).textContent.trim());
-    const bytes = Uint8Array.from(text, (c) => c.charCodeAt(0));
+    const bytes = bytesOf(document.getElementById(address.id).textContent.trim());
     decoded.set(address.id, new ARRAYS[address.kind](bytes.buffer));
   }
   return decoded.get(address.id);
+}
+
+function bytesOf(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
 }
 
 // One output `[step, cell]`; a cell is a combination of labels of the output's dimensions.
@@ -39,11 +45,16 @@ class Output {
   points(cell) {
     if (this.byCell) {
       const count = this.values.length / this.cells, from = cell * count;
-      const x = Float64Array.from(this.index.subarray(from, from + count), (i) => this.steps[i]);
+      const x = new Float64Array(count);
+      for (let i = 0; i < count; i++) x[i] = this.steps[this.index[from + i]];
       const e = this.errors && this.errors.subarray(from, from + count);
       return { x, y: this.values.subarray(from, from + count), e };
     }
-    const pick = (of) => Float32Array.from({ length: this.shown.length }, (_, s) => of[s * this.cells + cell]);
+    const pick = (of) => {
+      const found = new Float32Array(this.shown.length);
+      for (let s = 0; s < found.length; s++) found[s] = of[s * this.cells + cell];
+      return found;
+    };
     return { x: this.shown, y: pick(this.values), e: this.errors && pick(this.errors) };
   }
 

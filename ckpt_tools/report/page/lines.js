@@ -19,9 +19,10 @@ const linesView = {
     const profile = chart.view === "profile";
     const steps = extent(shown.length ? shown.map((c) => c.points.x) : [[0, 1]], false) || [0, 1];
     const [x0, x1] = chart.zoom || steps;
-    const logX = chart.logX && x0 >= 0;
+    const logX = chart.logX && !profile && x0 >= 0;
     const x = new Scale(logX ? "log1" : "linear", x0, x1, box.left, box.right);
-    const inside = shown.map(({ points }) => points.y.filter((_, i) => points.x[i] >= x0 && points.x[i] <= x1));
+    const within = ({ x: s, y: v }) => (chart.zoom ? v.subarray(below(s, x0 - 1e-9) + 1, below(s, x1) + 1) : v);
+    const inside = shown.map((curve) => within(curve.points));
     const found = extent(profile && !chart.logY ? [[chart.output.chart.low, chart.output.chart.high]] : inside, chart.logY);
     const [low, high] = found || [chart.logY ? 0.1 : 0, 1];
     const room = chart.logY ? (high / low) ** 0.04 : (high - low) * 0.05;

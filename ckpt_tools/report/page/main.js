@@ -14,7 +14,7 @@ const near = new IntersectionObserver((entries) => entries.forEach((entry) => {
   if (!entry.isIntersecting) return;
   near.unobserve(entry.target);
   show(entry.target);
-}), { rootMargin: "600px" });
+}), { rootMargin: "300px" });
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 figures.forEach((figure) => near.observe(figure));
 

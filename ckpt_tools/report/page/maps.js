@@ -1,6 +1,6 @@
-// Heat maps: an output of one dimension over steps, or the last two dimensions at one step.
+// Heat maps: a row of cells over steps each, or the last two dimensions at one step.
 const mapView = {
-  overSteps(chart) { return chart.output.shape.length === 1; },
+  overSteps(chart) { return chart.view === "stepmap"; },
 
   // The cells of the map, row by row, and what rows and columns are called.
   grid(chart) {

@@ -70,14 +70,26 @@ class Timeline {
     g.fillText(cut(g, row.name, box.left - 10), box.left - 6, top + ROW / 2);
     row.items.forEach(([step, stop, name, text], i) => {
       const left = x.pixel(step), right = stop === null ? left : Math.max(left + 2, x.pixel(stop));
-      if (stop === null) this.drawEvent(g, left, top, colours);
+      if (stop === null) this.drawEvent(g, left, top, this.roomBehind(row.items, i), name, colours);
       else this.drawSpan(g, left, right, top, name, row.segments ? i : 0, row.segments, colours);
       const when = stop === null ? `step ${short(step)}` : `steps ${short(step)} to ${short(stop)}`;
       this.hits.push({ left: left - 6, right: right + 6, top, name, text: text === name ? "" : text, when, group: row.group });
     });
   }
 
-  drawEvent(g, at, top, colours) {
+  // Pixels to the right of an event that nothing else of its row takes.
+  roomBehind(items, i) {
+    const at = this.x.pixel(items[i][0]), ends = items.filter((_, k) => k !== i).map(([step, stop]) => [this.x.pixel(step), this.x.pixel(stop ?? step)]);
+    if (ends.some(([from, to]) => from <= at + 8 && to > at)) return 0;
+    return Math.min(this.box.right, ...ends.map(([from]) => from).filter((from) => from > at)) - at - 18;
+  }
+
+  drawEvent(g, at, top, room, name, colours) {
+    if (room > 30) {
+      g.fillStyle = colours.muted;
+      g.textAlign = "left";
+      g.fillText(cut(g, name, room), at + 9, top + ROW / 2);
+    }
     g.fillStyle = colours.series[1];
     g.strokeStyle = colours.paper;
     g.beginPath();
