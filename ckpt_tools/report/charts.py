@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..results.reader import ResultGroup, Variable
 from .blocks import Blocks
+from .part import entries, mapping
 from .tags import shown
 from .thin import Thinned, shares, thinned
 
@@ -44,7 +45,7 @@ def numbers(variable: Variable) -> NDArray[np.float32]:
         found = values.astype(np.float32)
     if values.dtype.kind == "i" and "padding" in variable.attrs:
         found[values == variable.attrs["padding"]] = np.nan
-    return found.reshape(len(found), -1)
+    return found.reshape(len(found), prod(found.shape[1:]))
 
 
 def drawable(variable: Variable) -> bool:
@@ -82,12 +83,9 @@ def charts_of(group: ResultGroup, where: int, blocks: Blocks, most: int) -> Char
 
 def _figures(group: ResultGroup) -> dict[str, Mapping[str, Any]]:
     """Return the figures an analyzer asks for, by output; what is not as declared counts as absent."""
-    declared = group.attrs.get("figures")
-    figures = declared if isinstance(declared, list) else []
-    known = [f for f in figures if isinstance(f, dict) and f.get("output") in group.variables]
     first: dict[str, Mapping[str, Any]] = {}
-    for figure in known:
-        first.setdefault(figure["output"], figure)
+    for figure in entries(group.attrs.get("figures")):
+        first.setdefault(str(figure.get("output")), figure)
     return first
 
 
@@ -107,8 +105,7 @@ def _asked(figure: Mapping[str, Any], chart: Mapping[str, Any]) -> dict[str, Any
     view = _VIEW_OF.get(str(figure.get("kind")))
     if view in chart["views"]:
         asked["views"] = [view, *(v for v in chart["views"] if v != view)]
-    at = figure.get("at") if isinstance(figure.get("at"), dict) else {}
-    asked["at"] = {dim: shown(label) for dim, label in (at or {}).items() if dim in chart["dims"]}
+    asked["at"] = {dim: shown(label) for dim, label in mapping(figure.get("at")).items() if dim in chart["dims"]}
     log = str(figure.get("log") or "")
     if "x" in log:
         asked["logX"] = True

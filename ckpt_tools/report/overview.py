@@ -9,7 +9,7 @@ from typing import Any
 
 from ..results.reader import Results
 from ..results.writer import SCHEMA
-from .part import Part, entries, mapping
+from .part import Part, entries, items, mapping
 from .tags import Html, details, joined, table, tag
 from .timeline import Event, Lane
 
@@ -47,8 +47,9 @@ def _facts(part: Part) -> Iterator[tuple[str, Any]]:
     names = {d: None for g in results.groups.values() for d in g.labels.get("matrix", [])}
     if names:
         yield "Weight matrices", f"{len(names):,}"
-    if attrs.get("storage_dtypes"):
-        yield "Weights stored as", ", ".join(map(str, attrs["storage_dtypes"]))
+    stored = items(attrs.get("storage_dtypes"))
+    if stored:
+        yield "Weights stored as", ", ".join(map(str, stored))
     yield "Analyzers", joined(*_links(part))
 
 
@@ -77,7 +78,7 @@ def _checks(results: Results) -> Html:
     """Return what the pass found suspicious, and what one should know."""
     found = entries(results.attrs.get("findings"))
     rows = [tag("li", tag("strong", f.get("severity", "")), " ", f.get("message", ""), cls="finding") for f in found]
-    notes = [tag("li", note) for note in results.attrs.get("notes") or []]
+    notes = [tag("li", note) for note in items(results.attrs.get("notes"))]
     failed = sum(len(mapping(group.attrs.get("failures"))) for group in results.groups.values())
     if failed:
         rows.append(
@@ -94,11 +95,11 @@ def story(rows: Sequence[Lane]) -> Html:
     if not events:
         return Html("")
     events.sort(key=lambda found: (found[0].step, not found[1].segments, found[0].stop or 0))
-    items = [_told(event, lane) for event, lane in events]
+    told = [_told(event, lane) for event, lane in events]
     more = sum(lane.more for lane in rows)
-    told = tag("p", f"{more:,} more events are in the summaries of the analyzers.") if more else None
-    listed = tag("ol", *items, cls="story")
-    return details("What happened, in order", listed, told, open_=len(items) <= 40)
+    rest = tag("p", f"{more:,} more events are in the summaries of the analyzers.") if more else None
+    listed = tag("ol", *told, cls="story")
+    return details("What happened, in order", listed, rest, open_=len(told) <= 40)
 
 
 def _told(event: Event, lane: Lane) -> Html:

@@ -34,6 +34,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def items(value: Any) -> list[Any]:
+    """Return a fact that should be a list, or an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def entries(value: Any) -> list[Mapping[str, Any]]:
     """Return the mappings of a fact that should be a list of them."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [item for item in items(value) if isinstance(item, dict)]

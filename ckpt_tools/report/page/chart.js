@@ -25,7 +25,7 @@ class Chart {
 
   build(chart, spec) {
     const title = spec.beside ? `${chart.group}: ${chart.name}` : chart.name;
-    const caption = make("figcaption", {}, make("h3", {}, title), make("small", {}, `${chart.output}${chart.unit ? `, in ${chart.unit}` : ""}`));
+    const caption = make("figcaption", {}, make("h3", {}, title), make("small", {}, make("code", {}, chart.output), chart.unit ? `, in ${chart.unit}` : ""));
     this.bar = make("div", { class: "controls" });
     this.base = make("canvas");
     this.over = make("canvas", { class: "over" });

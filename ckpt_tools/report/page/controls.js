@@ -22,7 +22,7 @@ function check(text, on, act) {
 }
 
 function choice(text, options, value, act) {
-  const select = make("select", { onchange: () => act(select.value) }, ...options.map(([key, name]) => make("option", { value: key }, name)));
+  const select = make("select", { "aria-label": text, onchange: () => act(select.value) }, ...options.map(([key, name]) => make("option", { value: key }, name)));
   select.value = value;
   return make("label", { class: "choice" }, `${text} `, select);
 }
