@@ -167,9 +167,11 @@ class Chart {
     const cells = Array.from({ length: Math.min(this.output.cells, MOST_CURVES) }, (_, i) => i);
     const rows = cells.map((cell) => {
       const known = this.output.curve(cell).y.filter((v) => !Number.isNaN(v)), ends = extent([known]) || [NaN, NaN];
-      return [this.output.name(cell), ...[known[0] ?? NaN, known.at(-1) ?? NaN, ...ends].map((v) => short(v))];
+      const told = this.output.shown.length > 1 ? [known[0] ?? NaN, known.at(-1) ?? NaN, ...ends] : [known[0] ?? NaN];
+      return [this.output.name(cell), ...told.map((v) => short(v))];
     });
-    const head = ["", "first", "last", "lowest", "highest"].map((t) => make("th", { scope: "col" }, t));
+    const names = this.output.shown.length > 1 ? ["first", "last", "lowest", "highest"] : ["value"];
+    const head = ["", ...names].map((t) => make("th", { scope: "col" }, t));
     const body = rows.map(([name, ...values]) => make("tr", {}, make("th", { scope: "row" }, name), ...values.map((v) => make("td", { class: "number" }, v))));
     this.table.append(make("div", { class: "wide", tabindex: "0" }, make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body))));
   }
