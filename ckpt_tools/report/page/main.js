@@ -51,4 +51,7 @@ function fromPaper() {
 }
 addEventListener("beforeprint", toPaper);
 addEventListener("afterprint", fromPaper);
-matchMedia("print").addEventListener("change", (event) => (event.matches ? toPaper() : fromPaper()));
+matchMedia("print").addEventListener("change", (event) => {
+  if (event.matches) toPaper(); else fromPaper();
+  redraw();
+});
