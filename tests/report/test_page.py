@@ -50,7 +50,7 @@ def chromium():
 class Visit:
     """An open page, and everything that it asked for or complained about."""
 
-    def __init__(self, browser, path, width=1200, scheme="light"):
+    def __init__(self, browser, path, width=1200, scheme="light", seen=True):
         self.context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True, reduced_motion="reduce"
         )
@@ -61,7 +61,8 @@ class Visit:
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(path.as_uri())
-        self.page.evaluate(SEEN)
+        if seen:
+            self.page.evaluate(SEEN)
 
     def figure(self, output):
         """The chart of an output, unfolded."""
@@ -304,6 +305,19 @@ def test_paper_is_white_and_has_all_that_is_unfolded(chromium, report):
     visit.page.emulate_media(media="screen")
     visit.page.wait_for_timeout(200)
     assert visit.colours("rising")[BLUE] == 0 and visit.colours("rising")[DARK_BLUE] > 100
+    visit.context.close()
+
+
+def test_charts_nobody_has_scrolled_to_are_drawn_before_printing(chromium, report):
+    visit = Visit(chromium, report, width=500, scheme="dark", seen=False)
+    visit.page.wait_for_timeout(200)
+    drawn = visit.page.locator("figure[data-chart] canvas:first-child")
+    few = drawn.count()
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert few < drawn.count() == 5
+    assert Counter(drawn.nth(4).evaluate(COLOURS))[BLUE] > 100
+    visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert Counter(drawn.nth(4).evaluate(COLOURS))[BLUE] == 0
     visit.context.close()
 
 

@@ -102,7 +102,6 @@ class Chart {
       this.place = Number(range.value);
       said.textContent = `step ${short(steps[this.place])}`;
       range.setAttribute("aria-valuetext", said.textContent);
-      this.known = null;
       this.draw();
     } });
     range.value = this.place;
