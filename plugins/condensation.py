@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, OptionError, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, option
 
 from .condensation_table import Table
 from .neurons.clustering import partition, scan, within_cosine
@@ -64,8 +64,18 @@ class Condensation(Analyzer):
     """Cosines between neurons, their clusters and directions, for both sides of every weight matrix."""
 
     name = "condensation"
+    version = "2"
     needs = "weights"
     batched = True
+    reading = (
+        "A neuron is a vector: the weights by which it reads (input side), or those that lead to it from one input "
+        "(output side). Neurons start in random directions. When they condense, many turn to the same few directions "
+        "and act as one: the mean |cos| of pairs goes from near 0 to 1, and the number of clusters falls. Where it "
+        "falls again, neurons have begun to tell more things apart."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "onset_order": "condensation: neurons of {group} gather on few directions ({label} side)."
+    }
     outputs: ClassVar[Mapping[str, Out]] = {
         "neurons": Out(_SIDE, long_name="number of neurons", dtype="i8"),
         "tiny": Out(_SIDE, long_name="neurons left out because their norm is tiny", dtype="i8"),
@@ -85,12 +95,19 @@ class Condensation(Analyzer):
         "cluster_size": Out((*_SIDE, "cluster"), long_name="sizes of the largest clusters", dtype="i8"),
         "label": Out((*_SIDE, "neuron"), long_name="cluster of each neuron, largest first; -1 none", dtype="i4"),
         "order": Out((*_SIDE, "place"), long_name="neurons by the top eigenvector of the cosine matrix", dtype="i4"),
+        "cosine": Out((*_SIDE, "place", "other"), long_name="cosines of neurons in that order", dtype="f4"),
         "leading_cos": Out(_SIDE, long_name="mean |cos| of neurons to the leading direction"),
         "direction_cos": Out(_SIDE, long_name="mean |cos| of neurons to the given direction"),
         "leading_direction_cos": Out(_SIDE, long_name="|cos| of the leading direction to the given one"),
         "orientation": Out(("line", "unit"), unit="rad", long_name="angle of (w, b) for one-dimensional input"),
         "amplitude": Out(("line", "unit"), long_name="|a| sqrt(w^2 + b^2) for one-dimensional input"),
     }
+    figures = (
+        Figure("mean_abs_cos", lines="matrix"),
+        Figure("effective_directions", lines="matrix", log="y"),
+        Figure("cosine", "map"),
+        Figure("amplitude", "scatter", against="orientation", log="y"),
+    )
     threshold: float = option(0.95, help="Neurons beyond this |cos| are neighbours.", min=0.0, max=0.9999)
     signed: bool = option(False, help="Tell opposite directions apart: cos instead of |cos|.")
     min_norm: float = option(0.1, help="Leave out neurons below this share of the largest norm.", min=0.0, max=1.0)
@@ -99,7 +116,7 @@ class Condensation(Analyzer):
     max_dense: int = option(8192, help="Most neurons for methods other than components.", min=2)
     max_neurons: int = option(16384, help="Compare a random sample of a larger number of neurons.", min=2)
     labels_max: int = option(512, help="Store each neuron's cluster up to this many neurons; 0: never.", min=0)
-    order_max: int = option(0, help="Store the order of the heat map up to this many neurons; 0: never.", min=0)
+    order_max: int = option(0, help="Store the heat map of cosines up to this many neurons; 0: never.", min=0)
     sizes: int = option(8, help="How many cluster sizes to store.", min=1)
     leading: bool = option(False, help="Also the leading direction (one eigenvector per matrix and side).")
     direction: tuple[float, ...] = option((), help="A direction to compare with neurons of as many inputs or outputs.")
@@ -154,7 +171,9 @@ class Condensation(Analyzer):
             return
         row, vectors, lengths = part.rows[at], part.vectors[at][chosen], part.lengths[at][chosen]
         if len(chosen) <= self.order_max:
-            table.orders[row] = chosen[heatmap_order(unit_rows(vectors, lengths))]
+            unit = unit_rows(vectors, lengths)
+            order = heatmap_order(unit)
+            table.orders[row], table.cosines[row] = chosen[order], unit[order] @ unit[order].T
         top = leading_direction(vectors) if self.leading else None
         if top is not None:
             table.floats["leading_cos"][row] = alignment(vectors, lengths, top).mean()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .neurons.clustering import Ints, cluster_sizes, numbered, size_entropy
 from .neurons.cosines import Floats, Pairs, joined
@@ -37,6 +38,7 @@ class Table:
         self.ints = {key: np.full(len(counts), -1) for key, kind in plain.items() if kind == "i8"}
         self.ints["neurons"][:] = counts
         self.orders: dict[int, Any] = {}
+        self.cosines: dict[int, Any] = {}
         self._found: dict[int, list[tuple[list[int], Pairs, Ints, Floats]]] = {}
         self._sizes = np.full((len(counts), sizes), -1)
         self._labels: dict[int, Any] = {}
@@ -90,7 +92,8 @@ class Table:
                 [row for some in rows for row in some], joined(pairs), np.concatenate(roots), np.concatenate(within)
             )
         count = len(self._sizes)
-        extra = {"label": _filled(self._labels, count), "order": _filled(self.orders, count)}
+        extra: dict[str, Any] = {"label": _filled(self._labels, count), "order": _filled(self.orders, count)}
+        extra["cosine"] = _squares(self.cosines, count)
         flat = {**self.floats, **self.ints, "cluster_size": self._sizes, **extra}
         shape = (self._steps, self.per_step // 2, 2)
         return {key: value.reshape(*shape, *value.shape[1:]) for key, value in flat.items()}
@@ -100,4 +103,12 @@ def _filled(rows: Mapping[int, Any], count: int) -> Ints:
     full = np.full((count, max((len(row) for row in rows.values()), default=0)), -1)
     for at, row in rows.items():
         full[at, : len(row)] = row
+    return full
+
+
+def _squares(rows: Mapping[int, Any], count: int) -> NDArray[np.float32]:
+    width = max((len(square) for square in rows.values()), default=0)
+    full = np.full((count, width, width), np.nan, dtype=np.float32)
+    for at, square in rows.items():
+        full[at, : len(square), : len(square)] = square
     return full

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, hookimpl, option
 
 from . import drift_motion as of
 from .drift_motion import Places, motion, window
@@ -66,7 +66,7 @@ _AMPLITUDES: Mapping[str, Out] = {
     "amplitude": Out(("matrix",), long_name="mean amplitude of neurons"),
     "amplitude_distance": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes to the first checkpoint"),
     "amplitude_update": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes to the previous checkpoint"),
-    "amplitude_speed": Out(("matrix",), long_name="the same per step"),
+    "amplitude_speed": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes per step"),
 }
 
 
@@ -77,6 +77,15 @@ class Drift(Analyzer):
     needs = "weights"
     batched = True
     reference = ("first", "previous", "before_previous")
+    reading = (
+        "How far the weights are from where they started, how fast they go, and whether they go straight on or turn. "
+        "Matrices do not all start at once: some move while others are still frozen, and this order tells the stages "
+        "of a training apart. A distance of 1 means that a matrix has moved by as much as it was large."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "active_order": "start: {group} begins to move.",
+        "fastest_step": "fastest: all weights together move fastest.",
+    }
     invariant_to = frozenset({"sign"})
     outputs: ClassVar[Mapping[str, Out]] = {
         **{key: Out(("matrix",), long_name=out.long_name) for key, out in _MEASURES.items()},
@@ -84,6 +93,11 @@ class Drift(Analyzer):
         "active": Out(("matrix",), long_name="1 where the distance exceeds the threshold, else 0", dtype="i1"),
         **{f"total_{key}": Out(long_name=f"{out.long_name}, all weights as one") for key, out in _MEASURES.items()},
     }
+    figures = (
+        Figure("distance"),
+        Figure("speed", log="y"),
+        Figure("amplitude_speed", log="y"),
+    )
     active_from: float = option(0.1, help="A matrix is active once its relative distance exceeds this.", min=0.0)
     vectors: bool = option(True, help="Count biases and gains in the totals.")
     turning: bool = option(True, help="Also the cosine of successive updates (reads one more checkpoint).")

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, Spectrum, hookimpl, option, product_singular_values
+from ckpt_tools import Analyzer, Figure, Out, Spectrum, hookimpl, option, product_singular_values
 
 if TYPE_CHECKING:
-    from ckpt_tools import AttentionWeights, BatchView
+    from ckpt_tools import AttentionWeights, BatchView, Series
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -111,6 +111,27 @@ def spectral_norm(s: Floats) -> Floats:
     return np.asarray(np.max(s, axis=-1, initial=0.0))
 
 
+def turns(steps: Sequence[int], ranks: Floats) -> tuple[float | None, int | None, int | None]:
+    """Return the lowest rank, the step at which nine tenths of the way down to it are gone, and the one of regrowth.
+
+    A collapse at least halves the first rank; regrowth is one and a half times the lowest. None for what is not there.
+
+    >>> turns([0, 10, 20, 30], np.array([8.0, 1.2, 1.0, 2.0]))
+    (1.0, 10, 30)
+    """
+    known = np.flatnonzero(np.isfinite(ranks))
+    if not len(known):
+        return None, None, None
+    values = np.asarray(ranks)[known]
+    first, at = values[0], int(values.argmin())
+    lowest = float(values[at])
+    if lowest > first / 2:
+        return lowest, None, None
+    down = int((values <= lowest + 0.1 * (first - lowest)).argmax())
+    grown = np.flatnonzero(values[at:] >= 1.5 * lowest)
+    return lowest, int(steps[known[down]]), int(steps[known[at + grown[0]]]) if lowest > 0 and len(grown) else None
+
+
 def _ratio(above: Floats, below: Floats) -> Floats:
     """Return above / below, and 0 where below is 0."""
     shape = np.broadcast_shapes(above.shape, below.shape)
@@ -173,10 +194,26 @@ class Rank(Analyzer):
     needs = "weights"
     batched = True
     invariant_to = frozenset({"rotation", "sign", "neuron_permutation"})
+    reading = (
+        "A weight matrix passes some directions of its input on and suppresses others; its singular values say by how "
+        "much. The effective rank counts the directions that matter. A matrix of random numbers uses nearly all of "
+        "them, and one that has learned a single thing uses one: its rank falls towards 1. When the rank rises again, "
+        "the matrix has begun to use a further direction. Read every curve beside its first value."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "collapse_step": "collapse: {label} is down to its fewest directions.",
+        "regrowth_step": "new direction: {label} begins to use a further one.",
+    }
     outputs: ClassVar[Mapping[str, Out]] = {
         **_outputs("matrix", "", "the matrix"),
         **_outputs("product", "product_", "the product"),
     }
+    figures = (
+        Figure("effective_rank", log="y"),
+        Figure("stable_rank", log="y"),
+        Figure("singular_values", "profile", log="y"),
+        Figure("product_effective_rank", log="y"),
+    )
     k: int = option(8, help="How many leading singular values to store.", min=1)
     tau: float = option(
         1e-3, help="A singular value counts to the numerical rank above tau times the largest.", min=0.0, max=1.0
@@ -196,6 +233,18 @@ class Rank(Analyzer):
             **self._measures("", len(view), whole, list(stored.values())),
             **self._measures("product_", len(view), products, [_dtypes(at, stored) for at in labels]),
         }
+
+    def summarize(self, series: Series) -> Mapping[str, Any]:
+        """Return, per matrix, the lowest effective rank, the step of its collapse and that of a new direction after it.
+
+        None where a rank does not halve, or does not grow to one and a half times its lowest value again.
+        """
+        if len(series) < 2:
+            return {}
+        ranks, steps = series["effective_rank"], series.steps.tolist()
+        found = {name: turns(steps, ranks[:, at]) for at, name in enumerate(series.labels("matrix"))}
+        keys = ("lowest_rank", "collapse_step", "regrowth_step")
+        return {key: {name: turn[at] for name, turn in found.items()} for at, key in enumerate(keys)}
 
     def _measures(self, prefix: str, steps: int, spectra: Sequence[Spectrum], dtypes: list[str]) -> dict[str, Any]:
         s, error, count = _rows(spectra, steps)

@@ -217,6 +217,8 @@ def test_the_heat_map_order_gathers_clusters(look: Any) -> None:
     order, label = found["order"][0, 0], found["label"][0, 0]
     assert sorted(order) == [i for i in range(20) if i != 3]  # the tiny one is left out
     assert np.count_nonzero(np.diff(label[order])) == 1
+    unit = w[order] / np.linalg.norm(w[order], axis=1, keepdims=True)
+    np.testing.assert_allclose(found["cosine"][0, 0, : len(order), : len(order)], unit @ unit.T, atol=1e-6)
     assert measured(look, {"w": w})["order"].shape == (1, 2, 0)
 
 

@@ -22,8 +22,9 @@ from ckpt_plugins.rank import (
     spectral_norm,
     stable_rank,
 )
-from ckpt_tools import OptionError
+from ckpt_tools import OptionError, Series
 from ckpt_tools.analyzer import declaration_faults
+from ckpt_tools.results import Record
 from ckpt_tools.spectra import Spectrum, singular_values
 
 RANKS = [effective_rank, energy_entropy_rank, stable_rank, participation_ratio]
@@ -369,3 +370,29 @@ def test_products_follow_the_symmetries_of_the_network(seed):
     flipped = Attention(0, -layer.q, -layer.k, layer.v, -layer.o)
     for other in (turned, inside, flipped):
         assert_same(found, seen(Rank(), View({}, [other])))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ([8.0, 1.2, 1.0, 2.0], (1.0, 10, 30)),
+        ([8.0, 5.0, 6.0, 7.0], (5.0, None, None)),
+        ([8.0, np.nan, 1.0, 1.4], (1.0, 20, None)),
+        ([np.nan] * 4, (None, None, None)),
+        ([3.0, 0.0, 0.0, 0.0], (0.0, 10, None)),
+    ],
+)
+def test_a_collapse_and_a_new_direction_have_their_steps(ranks, expected):
+    assert rank.turns([0, 10, 20, 30], np.array(ranks)) == expected
+
+
+def test_the_summary_tells_each_matrix_when_it_collapses():
+    ranks, labels = {0: [9.0, 9.0], 5: [1.0, 9.0], 9: [2.0, 9.0]}, {"matrix": ["q", "k"]}
+    records = [Record(step, {"effective_rank": np.array(row)}, dict(labels)) for step, row in ranks.items()]
+    facts = Rank().summarize(Series({"effective_rank": Rank.outputs["effective_rank"]}, records))
+    assert facts == {
+        "lowest_rank": {"q": 1.0, "k": 9.0},
+        "collapse_step": {"q": 5, "k": None},
+        "regrowth_step": {"q": 9, "k": None},
+    }
+    assert Rank().summarize(Series({"effective_rank": Rank.outputs["effective_rank"]}, records[:1])) == {}
