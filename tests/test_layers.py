@@ -22,7 +22,7 @@ LAYERS = [
     ["view"],
     ["verify"],
     ["engine"],
-    ["testing", "report", "figures"],
+    ["testing", "report", "figures", "export", "compare"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -15,6 +15,8 @@ from ..errors import CkptError, nearest
 # Kept here so that `ckpt --help` imports none of them.
 COMMANDS = {
     "analyze": "Run analyzers over a checkpoint or a trajectory and write HDF5.",
+    "compare": "Compare two results files, or two sets of runs with statistics.",
+    "export": "Write a results file as CSV, Parquet, netCDF or TensorBoard events.",
     "inspect": "List tensors, roles, shapes, dtypes, steps, and what is skipped and why.",
     "pack": "Move the step folders of a run into logs, and check logs.",
     "plot": "Draw figures of results files: curves, heat maps, spectra, several runs overlaid.",

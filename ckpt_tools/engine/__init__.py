@@ -11,7 +11,8 @@ from typing import Any
 from ..analyzer import Analyzer
 from ..errors import ResultsError
 from ..registry import Registry
-from ..results import check_target
+from ..results import check_target, open_results
+from ..results.html import results_html
 from .estimate import Estimate, estimate_work, needs_of
 from .journal import Journal, journal_path
 from .keys import Keys
@@ -44,6 +45,16 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON-able data."""
         return {**asdict(self), "path": str(self.path)}
+
+    def open(self) -> Any:
+        """Return the results as an `xarray.DataTree`, as `ckpt_tools.open_results` does."""
+        return open_results(self.path)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what was done, and the main outputs with small curves."""
+        done = f"{len(self.steps)} checkpoint(s), {self.matrices} matrices, {', '.join(self.analyzers)}"
+        failed = f", {len(self.failures)} failure(s)" if self.failures else ""
+        return results_html(self.path, f"{done}{failed} in {self.seconds:.1f} s: {self.path}")
 
 
 def analyze(
