@@ -1,0 +1,219 @@
+"""Focus and dilution (arXiv 2605.01199): embeddings condense, attention focuses, then lets go, then a new cycle."""
+
+import numpy as np
+
+from ckpt_tools import Analyzer, Out, hookimpl
+from ckpt_tools.study import Analysis, Claim, Figure, Run, Study, Table, first
+
+PI = (0.75, 0.19, 0.05, 0.01)
+QUERY, KEY = "layers.0.attn.q", "layers.0.attn.k"
+TEXT = {
+    "layers": 1,
+    "heads": 1,
+    "d_model": 32,
+    "d_ff": 0,
+    "scaled": False,
+    "use_v": False,
+    "use_o": False,
+    "residual": False,
+    "norm": "none",
+    "positions": "none",
+    "std": 1e-4,
+    "optimizer": "sgd",
+    "lr": 2.0,
+    "lr_schedule": "constant",
+    "warmup": 0,
+    "weight_decay": 0.0,
+    "clip": 0.0,
+    "batch": 32,
+    "length": 32,
+    "steps": 1200,
+    "save": "every:20",
+}
+BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+
+
+class Frequency(Analyzer):
+    """How the top left-singular vector of the embedding, one number per token, lies to the tokens' frequencies."""
+
+    name = "frequency"
+    needs = "forward"
+    outputs = {
+        "cos": Out((), "1", "|cos| between u1 of the embedding and the frequencies of tokens"),
+        "entropy": Out((), "nat", "Entropy of the frequencies"),
+    }
+
+    def analyze(self, view):
+        batch, embed = view.batch(), view.matrices()["embed"]
+        if "key_log_weight" in batch:
+            share = batch["key_log_weight"].double().exp().numpy()
+        else:
+            share = np.bincount(batch["tokens"].flatten().numpy(), minlength=len(embed)).astype(float)
+        share = share / share.sum()
+        top = np.linalg.svd(embed, full_matrices=False)[0][:, 0]
+        entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+        return {"cos": abs(top @ share) / np.linalg.norm(share), "entropy": entropy}
+
+
+@hookimpl
+def ckpt_analyzers():
+    return [Frequency]
+
+
+def rank(found, run, matrix):
+    return found[run]["rank"]("effective_rank", matrix=matrix)
+
+
+def mass(found, run, query):
+    """Attention of a query token on token 0."""
+    return found[run]["attention"]("mass", layer=0, head=0, query_token=query, key_token=0)
+
+
+def spread(found, run):
+    """Entropy of token 1's attention over that of the frequencies."""
+    entropy = found[run]["attention"]("query_entropy", layer=0, head=0, query_token=1)
+    return entropy / found[run]["frequency"]("entropy")
+
+
+def condensed(found, run="chain"):
+    """Checkpoint at which the loss has come within a tenth of the way from ln 4 down to the entropy of pi."""
+    entropy = found[run]["frequency"]("entropy")[0]
+    return first(found[run]["trajectory"]("loss") <= entropy + 0.1 * (np.log(4) - entropy))
+
+
+def focused(found):
+    """Checkpoint behind it at which token 1 attends most to token 0, before its attention falls below pi_0 - 0.03."""
+    begin, values = condensed(found), mass(found, "chain", 1)
+    if begin is None:
+        return None
+    end = first(values <= PI[0] - 0.03, after=begin)
+    return begin + int(values[begin:end].argmax())
+
+
+def second(found):
+    """Checkpoint behind the focus at which the embedding has a second direction: effective rank above 1.8."""
+    begin = focused(found)
+    return None if begin is None else first(rank(found, "chain", "embed") > 1.8, after=begin)
+
+
+def diluted(found):
+    """Checkpoint between focus and second direction at which token 1's attention has the largest entropy."""
+    begin, end = focused(found), second(found)
+    return None if begin is None else begin + int(spread(found, "chain")[begin:end].argmax())
+
+
+def at(stage, curve):
+    """Claim function: a curve of the results at the checkpoint of a stage."""
+
+    def measure(found):
+        place = stage(found)
+        return None if place is None else curve(found)[place]
+
+    return measure
+
+
+def moved(run, matrix):
+    return lambda found: abs(found[run]["drift"]("norm_change", matrix=matrix))
+
+
+def both(*curves):
+    """Return the larger of several curves, for claims about W_Q and W_K or W0 and W1 at once."""
+    return lambda found: np.maximum.reduce([curve(found) for curve in curves])
+
+
+def ranks(*matrices):
+    return both(*(lambda found, m=m: rank(found, "chain", m) for m in matrices))
+
+
+def kept(found):
+    values = rank(found, "chain", QUERY)
+    return values / values[0]
+
+
+def new_direction(found):
+    """Largest effective rank of the embedding behind the focus."""
+    begin = focused(found)
+    return None if begin is None else rank(found, "chain", "embed")[begin:].max()
+
+
+def drop(found):
+    """Loss where the second direction is there less the loss at the dilution."""
+    before, after, loss = diluted(found), second(found), found["chain"]["trajectory"]("loss")
+    return None if before is None or after is None else loss[after] - loss[before]
+
+
+def control_rank(found):
+    begin = condensed(found, "control")
+    return None if begin is None else rank(found, "control", "embed")[begin:].max()
+
+
+def adam_moved(found):
+    begin = condensed(found, "adam")
+    return None if begin is None else found["adam"]["drift"]("distance", matrix=QUERY)[begin]
+
+
+study = Study(
+    title="Focus and dilution",
+    paper="arXiv 2605.01199, *Focus and Dilution: the multi-stage learning process of attention*",
+    trained="",
+    claimed="",
+    runs={
+        "chain": Run("transformer", "markov", {"pi": PI, "save": "every:20"}, mini={"preset": "mini"}),
+        "control": Run("transformer", "markov", {"save": "every:20"}, mini={"preset": "control"}),
+        "adam": Run(
+            "transformer",
+            "markov",
+            {"pi": PI, "save": "every:1"},
+            mini={"std": 1e-3, "optimizer": "adamw", "lr": 1e-3, "steps": 400},
+        ),
+        "sampled": Run(
+            "transformer",
+            "markov",
+            {"pi": PI, "save": "every:20"},
+            mini={"preset": "sampled"},
+            about="The same from 1024 sequences of 32 tokens.",
+        ),
+        "stories": Run("transformer", "text", TEXT, data="tinystories", about="Characters of TinyStories."),
+        "wiki": Run("transformer", "text", TEXT, data="wikitext", about="Characters of WikiText-2."),
+    },
+    analyses=[
+        Analysis("rank", {"products": False}),
+        Analysis("drift", {"turning": False}),
+        Analysis("frequency"),
+        Analysis("attention", runs=("chain", "control", "adam", "sampled")),
+        Analysis("attention", {"vocabulary": 0, "top": 4}, runs=("stories", "wiki")),
+    ],
+    claims=[
+        Claim("I: effective rank of W0 and W1, the larger", at(condensed, ranks("embed", "unembed")), below=1.1),
+        Claim(
+            "I: |cos| of W0's top direction to pi", at(condensed, lambda f: f["chain"]["frequency"]("cos")), above=0.99
+        ),
+        Claim(
+            "I: change of |W_Q| and |W_K| since the start, the larger",
+            at(condensed, both(moved("chain", QUERY), moved("chain", KEY))),
+            at_most=0.02,
+        ),
+        Claim("I: effective rank of W_Q over its first", at(condensed, kept), above=0.9),
+        Claim(
+            "II: attention of token 1 on token 0, less pi_0",
+            at(focused, lambda f: mass(f, "chain", 1) - PI[0]),
+            at_least=0.015,
+        ),
+        Claim("II: entropy of token 1's attention over H(pi)", at(focused, lambda f: spread(f, "chain")), at_most=0.96),
+        Claim("II: attention of token 0 on itself", at(focused, lambda f: mass(f, "chain", 0)), above=0.85),
+        Claim("II: effective rank of W_Q and W_K, the larger", at(focused, ranks(QUERY, KEY)), below=1.5),
+        Claim("II: effective rank of W0", at(focused, ranks("embed")), below=1.1),
+        Claim(
+            "III: attention of token 1 on token 0, less pi_0",
+            at(diluted, lambda f: mass(f, "chain", 1) - PI[0]),
+            at_most=-0.03,
+        ),
+        Claim(
+            "III: entropy of token 1's attention over H(pi)", at(diluted, lambda f: spread(f, "chain")), at_least=1.08
+        ),
+        Claim("IV: effective rank of W0, largest behind II", new_direction, above=1.8),
+        Claim("IV: loss, there, less the loss at III", drop, below=0.0),
+        Claim("equally rare tokens: largest effective rank of W0 behind I", control_rank, below=1.1, control=True),
+        Claim("Adam: relative distance of W_Q from its start at I", adam_moved, above=1.0, control=True),
+    ],
+)
