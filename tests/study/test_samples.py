@@ -46,10 +46,10 @@ def test_claims_are_collected_and_shown(tmp_path: Path) -> None:
     claims.write_text(json.dumps(found), encoding="utf-8")
     (tmp_path / "docs").mkdir()
     target = tmp_path / "docs" / "studies.md"
-    target.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    target.write_text(f"before\n{BEGIN}\nformer\n{END}\nafter\n", encoding="utf-8")
     main(tmp_path / "out", tmp_path / "docs" / "studies")
     text = target.read_text("utf-8")
-    assert "| a \\| b | >= 0.5 | 0.25 ✗ | 1 |  | **1 of 2** |" in text and "old" not in text
+    assert "| a \\| b | >= 0.5 | 0.25 ✗ | 1 |  | **1 of 2** |" in text and "former" not in text
     assert text.startswith("before\n") and text.endswith(f"{END}\nafter\n") and "1 of 2 checks hold." in text
     with pytest.raises(ResultsError, match="lacks the lines"):
         spliced("no markers", "x")

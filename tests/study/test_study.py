@@ -86,14 +86,23 @@ def test_report_says_how_to_do_it_again_and_shows_the_figure(done: Path) -> None
     assert f"| 1 | {fall:.4g} |" in report, "the measured table"
 
 
-def test_the_same_command_computes_nothing_again(done: Path, tmp_path: Path, ckpt: Ckpt) -> None:
+def test_the_same_command_computes_nothing_again(done: Path, ckpt: Ckpt) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (done / "runs").glob("*/seed-*/**/*")}
+    claims = rows(done)
+    assert len(before) > 10
+    code, text, _ = ckpt(TINY, "--seeds", 2, "--out", done)
+    assert code == 0 and "7 of 11 checks hold" in text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert rows(done) == claims
+
+
+def test_one_seed_alone_in_a_folder_that_was_moved(done: Path, tmp_path: Path, ckpt: Ckpt) -> None:
     out = tmp_path / "copy"
     shutil.copytree(done, out)
-    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.name != "seed-0.json"}
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/seed-1/**/*")}
     code, text, _ = ckpt(TINY, "--seed", 1, "--out", out)
-    assert code == 0 and "6 checks hold" not in text and "seed 0" not in text
-    kept = {path: stamp for path, stamp in before.items() if path.suffix != ".json" or "seed-1." not in path.name}
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert code == 0 and "seed 0" not in text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     assert rows(out)["the loss falls", 1] == rows(done)["the loss falls", 1]
 
 
@@ -163,7 +172,7 @@ CHANGES = {
     ),
     "analyzer": ('Analysis("rank"', 'Analysis("rnak"', "No analyzer is named 'rnak'. Did you mean 'rank'?"),
     "option": ('{"run": "{run}"}', '{"rum": "{run}"}', "stages has no option 'rum'. Did you mean 'run'?"),
-    "name": ("first,", "fist,", "cannot be read as a study"),
+    "name": ("Table, first", "Table, fist", "cannot be read as a study"),
     "no study": ("study = Study(", "story = Study(", "declares no study"),
 }
 
