@@ -159,7 +159,7 @@ def draw_stages(figure, found):
     steps = one["chain"]["rank"].steps
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[1, 2, 2])
     top.plot(steps, one["chain"]["trajectory"]("loss"), color="black")
-    top.set(ylabel="loss (nats)", xscale="symlog", xlim=(0, steps[-1]))
+    top.set(ylabel="loss (nats)", xscale="log", xlim=(steps[1], steps[-1]))
     shown = {"W0": ("embed", BLUE), "W1": ("unembed", GREEN), "W_Q": (QUERY, RED), "W_K": (KEY, PINK)}
     for label, (matrix, colour) in shown.items():
         middle.plot(steps, rank(one, "chain", matrix), color=colour, label=label)
@@ -172,7 +172,8 @@ def draw_stages(figure, found):
         if (place := stage(one)) is not None:
             for axes in (top, middle, bottom):
                 axes.axvline(steps[place], color="grey", lw=0.8)
-            top.text(steps[place], top.get_ylim()[1], name, ha="center", va="bottom")
+            side = {"III": "right", "IV": "left"}.get(name, "center")
+            top.text(steps[place], top.get_ylim()[1], name, ha=side, va="bottom")
     for axes in (middle, bottom):
         axes.legend(loc="center left")
 
@@ -205,38 +206,29 @@ def text_rows(found):
 
 
 def text_row(one, run):
-    """Numbers of condensation (lowest rank of W0), focus (most attention) and dilution (least attention behind it)."""
-    measures, values, attention = one[run]["rank"], rank(one, run, "embed"), frequent(one, run)
-    low = int(values.argmin())
-    high = low + int(attention[low:].argmax())
-    end = high + int(attention[high:].argmin())
-    moved = float(one[run]["drift"]("norm_change", matrix=QUERY)[low])
-    course = [(int(measures.steps[at]), float(attention[at])) for at in (high, end)]
-    return [
-        int(measures.steps[low]),
-        float(values[low]),
-        float(one[run]["frequency"]("cos")[low]),
-        moved,
-        *course[0],
-        float(values[high]),
-        *course[1],
-        float(values[end]),
-    ]
+    """Where W0 has become of rank one, and how attention on the most frequent token rises, falls, rises, falls."""
+    steps, values, attention = one[run]["rank"].steps, rank(one, run, "embed"), frequent(one, run)
+    low = first(values < 1.1)
+    cos, growth = one[run]["frequency"]("cos")[low], one[run]["drift"]("norm_change", matrix=QUERY)[low]
+    trough = int(attention.argmin())
+    peaks = int(attention[: trough + 1].argmax()), trough + int(attention[trough:].argmax())
+    end = peaks[1] + int(attention[peaks[1] :].argmin())
+    course = [f"{attention[at]:.2f} ({steps[at]})" for at in (peaks[0], trough, peaks[1], end)]
+    return [int(steps[low]), float(cos), float(1 + growth), *course, float(values[trough]), float(values[end])]
 
 
 TEXT_COLUMNS = [
     "seed",
     "text",
-    "condensed at step",
-    "rank of W0",
-    "cos to frequencies",
-    "growth of W_Q",
-    "focused at step",
-    "attention on the most frequent, over its first",
-    "rank of W0 ",
-    "diluted at step",
-    "attention ",
-    "rank of W0  ",
+    "W0 of rank 1 at step",
+    "its cos to frequencies",
+    "norm of W_Q over its first",
+    "attention: first peak (at step)",
+    "lowest",
+    "second peak",
+    "lowest after it",
+    "rank of W0 at the first low",
+    "and at the second",
 ]
 
 study = Study(
@@ -322,8 +314,10 @@ not moved: stage I. Then W_Q and W_K collapse to rank one, and all tokens attend
 embedding stays of rank one throughout, until token 3 and token 2 part: its effective rank goes to 2, and the loss
 falls to a next plateau: stage IV.
 
-Where texts were given: on both the embedding condenses to rank 1.1 to 1.5 along the frequencies of characters, then
-attention gathers on the most frequent character (the space), then lets it go while new directions open in the
-embedding. W_Q does not stand still for as long as on the chain, since the steps are large.
+Where texts were given: within 80 steps the embedding condenses to rank one along the frequencies of characters (|cos|
+0.99) while the norm of W_Q has grown by 6 to 28 %. On TinyStories the average attention on the most frequent
+character, the space, then rises by an eighth, falls to less than half of its first value, and in a second, larger
+cycle, with two directions in the embedding, rises to nearly twice and falls again. On WikiText-2 there is no first
+rise above the noise of SGD: attention falls to 0.4 of its value, rises to about twice, and falls.
 """,
 )
