@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types unit wheel demo studies clean
+.PHONY: setup test lint types unit wheel demo fuzz studies clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ wheel: setup
 	sh tests/wheel.sh $(VENV) .venv-wheel
 
 test: lint types unit wheel
+
+# Ten minutes of damaged files through every reader; `make unit` takes seconds of it.
+fuzz: setup
+	$(THREADS) CKPT_FUZZ_SECONDS=600 $(BIN)/pytest -q --no-cov tests/fuzz
 
 demo: setup
 	$(THREADS) sh samples/demo.sh $(BIN)/ckpt
