@@ -23,6 +23,7 @@ LAYERS = [
     ["verify"],
     ["engine"],
     ["testing", "report"],
+    ["study"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

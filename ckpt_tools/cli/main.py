@@ -19,6 +19,7 @@ COMMANDS = {
     "pack": "Move the step folders of a run into logs, and check logs.",
     "plugins": "List, show, check and create plugins.",
     "show": "Print a results file as tables with a sparkline per series.",
+    "study": "Reproduce a paper: train, analyze, check its claims, draw figures, report.",
     "train": "Train a small model and save a dense trajectory of checkpoints.",
     "unpack": "Write checkpoints of a run as step folders that any safetensors reader opens.",
     "verify": "Check that a trajectory is one run: no copies, mix-ups, gaps, damage or NaN.",
