@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import OptionError
 
 if TYPE_CHECKING:
-    from ..study import Loaded, Performance, Verdict
+    from ..study import Performance
 
 
 @click.command()
@@ -62,7 +62,7 @@ def study(
     except (KeyboardInterrupt, Interrupted):
         click.echo(f"Interrupted; what is done is kept. Go on with: {command}", err=True)
         return 130
-    _print(loaded, judged, done, report, chosen, quiet, as_json)
+    _print([verdict.as_dict(loaded.name) for verdict in judged], done, report, quiet, as_json)
     return 3 if done.failed else 0
 
 
@@ -95,19 +95,10 @@ def again(file: Path, preset: str, seeds: int | None, seed: int | None, out: Pat
     return shlex.join(["ckpt", "study", str(file), "--preset", preset, *which.split(), "--out", str(out), *texts])
 
 
-def _print(
-    loaded: Loaded,
-    judged: list[Verdict],
-    done: Performance,
-    report: Path,
-    seeds: list[int],
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    from ..study.judge import tally
+def _print(rows: list[dict[str, Any]], done: Performance, report: Path, quiet: bool, as_json: bool) -> None:
+    from ..study.table import tally
 
     if as_json:
-        rows = [verdict.as_dict(loaded.name) for verdict in judged]
         click.echo(json.dumps({"claims": rows, "report": str(report), "skipped": done.skipped, "failed": done.failed}))
         return
     for where, reason in done.failed.items():
@@ -116,15 +107,15 @@ def _print(
         return
     for run, reason in done.skipped.items():
         click.echo(f"left out: run {run} {reason}")
-    click.echo(table(judged, seeds))
-    click.echo(f"{loaded.name}: {tally(judged)} -> {report}")
+    click.echo(table(rows))
+    click.echo(f"{tally(rows)} -> {report}")
 
 
-def table(judged: list[Verdict], seeds: list[int]) -> str:
-    """Return the verdicts as columns of text."""
-    from ..study.report import verdict_columns, verdict_rows
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return claims as columns of text, without empty columns."""
+    from ..study.table import claim_columns, claim_rows
 
-    rows = [[cell.replace("*", "") for cell in row] for row in [verdict_columns(seeds), *verdict_rows(judged, seeds)]]
-    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    width = {i: max(len(row[i]) for row in rows) for i in used}
-    return "\n".join("  ".join(row[i].ljust(width[i]) for i in used).rstrip() for row in rows)
+    lines = [[cell.replace("*", "") for cell in line] for line in [claim_columns(rows), *claim_rows(rows)]]
+    used = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
+    width = {i: max(len(line[i]) for line in lines) for i in used}
+    return "\n".join("  ".join(line[i].ljust(width[i]) for i in used).rstrip() for line in lines)

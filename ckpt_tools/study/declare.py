@@ -84,6 +84,11 @@ class Claim:
     over: Callable[[Sequence[float]], float] | None = None
     control: bool = False
 
+    @property
+    def label(self) -> str:
+        """What it goes by in results: its name, behind "control:" for a negative control."""
+        return f"control: {self.name}" if self.control else self.name
+
     def limits(self) -> list[tuple[str, float]]:
         """Return the thresholds given, each with its sign; a sound claim has one."""
         return [(sign, limit) for name, sign in DIRECTIONS.items() if (limit := getattr(self, name)) is not None]

@@ -34,7 +34,7 @@ class Verdict:
         """Return the verdict as one entry of `claims.json`."""
         return {
             "study": study,
-            "claim": self.claim.name,
+            "claim": self.claim.label,
             "seed": self.seed,
             "measured": self.measured,
             "direction": self.claim.direction,
@@ -79,13 +79,5 @@ def write_claims(loaded: Loaded, judged: Iterable[Verdict], out: Path) -> Path:
     """Write `claims.json` and return its path."""
     path = out / CLAIMS_FILE
     rows = [verdict.as_dict(loaded.name) for verdict in judged]
-    path.write_text(json.dumps(rows, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def tally(judged: Sequence[Verdict]) -> str:
-    """Return how many hold: `11 of 12 checks hold, 1 does not (of 4 claims)`."""
-    checked = [v for v in judged if v.holds is not None]
-    held, missing = sum(bool(v.holds) for v in checked), len(judged) - len(checked)
-    text = f"{held} of {len(checked)} checks hold"
-    return f"{text}, {missing} not measured" if missing else text

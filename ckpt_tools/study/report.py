@@ -2,83 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .declare import Claim, Figure, Run, Study, Table
+from .declare import Figure, Run, Study, Table
 from .draw import draw
 from .found import Found
-from .judge import Verdict, tally
+from .judge import Verdict
 from .load import Loaded
 from .perform import Performance
+from .table import claim_columns, claim_rows, markdown_table, tally
 
 REPORT_FILE = "report.md"
-
-
-def number(value: Any) -> str:
-    """Return four significant digits of a number, a dash for None, texts as they are."""
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table."""
-    lines = [columns, ["---"] * len(columns), *([number(cell).replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def verdict_rows(judged: Sequence[Verdict], seeds: Sequence[int]) -> Iterator[list[str]]:
-    """Yield a row for each claim: its name, threshold, number for each seed or for all, and whether it holds."""
-    for claim in dict.fromkeys(v.claim for v in judged):
-        mine = {v.seed: v for v in judged if v.claim is claim}
-        cells = ["" if seed not in mine else _cell(mine[seed]) for seed in seeds]
-        limit = f"{claim.direction} {claim.threshold:g}"
-        yield [claim_name(claim), limit, *cells, _cell(mine.get(None)), _holds(mine.values())]
-
-
-def verdict_columns(seeds: Sequence[int]) -> list[str]:
-    """Return the heads of the columns of `verdict_rows`."""
-    return ["claim", "threshold", *(f"seed {seed}" for seed in seeds), "over seeds", "holds"]
-
-
-def claim_name(claim: Claim) -> str:
-    """Return a claim's name, negative controls marked."""
-    return f"{claim.name} (control)" if claim.control else claim.name
-
-
-def _cell(verdict: Verdict | None) -> str:
-    if verdict is None:
-        return ""
-    mark = " ✗" if verdict.holds is False else ""
-    return f"{number(verdict.measured)}{mark}"
-
-
-def _holds(mine: Iterable[Verdict]) -> str:
-    found = list(mine)
-    if any(v.holds is None for v in found):
-        return "not measured"
-    held = sum(bool(v.holds) for v in found)
-    return "yes" if held == len(found) else "**no**" if not held else f"**{held} of {len(found)}**"
 
 
 def write_report(
     loaded: Loaded, judged: Sequence[Verdict], done: Performance, out: Path, *, preset: str, command: str
 ) -> Path:
     """Draw the figures, write `report.md` into `out` and return its path. `command` is what reproduces everything."""
-    study = loaded.study
+    study, rows = loaded.study, [verdict.as_dict(loaded.name) for verdict in judged]
     seeds = [found.seed for found in done.found]
     parts = [
         f"# {study.title}",
         f"{study.paper}. Preset `{preset}`, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}; "
-        f"**{tally(judged)}**.",
+        f"**{tally(rows)}**.",
         f"```console\n{command}\n```",
         f"## What was trained\n\n{study.trained.strip()}",
         markdown_table(["run", "model", "task", "settings", ""], _run_rows(study, preset)),
         f"## What the paper claims\n\n{study.claimed.strip()}",
         "## Claims\n\nEvery number is computed from the saved checkpoints; ✗ marks what misses its threshold.",
-        markdown_table(verdict_columns(seeds), verdict_rows(judged, seeds)),
+        markdown_table(claim_columns(rows), claim_rows(rows)),
         *_notes(judged, done),
         *_figures(study, done.found, out),
         *_tables(study, done.found),

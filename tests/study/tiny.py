@@ -72,8 +72,6 @@ study = Study(
         ),
     ],
     figures=[Figure("loss", "The loss falls.", draw, needs=("learns",))],
-    tables=[
-        Table("Losses", ["seed", "last loss"], lambda found: [(f.seed, fall(f)) for f in found], needs=("learns",))
-    ],
+    tables=[Table("Falls", ["seed", "fall"], lambda found: [(f.seed, fall(f)) for f in found], needs=("learns",))],
     shown="The loss falls.",
 )
