@@ -50,6 +50,7 @@ class Anchor(Task):
     length: int = option(8, help="Tokens per sequence.", min=3)
     modulus: int = option(0, help="A key x is held out at place x mod this; 0: length - 2, all places.", min=0)
     samples: int = option(0, help="Training sequences; 0: fresh ones at every step.", min=0)
+    probes: int = option(256, help="Examples of the probe batch, for analyzers.", min=16)
     score: str = option(
         "answers", help="Train on answers, or half on them and half on next tokens.", choices=("answers", "all")
     )
@@ -179,7 +180,7 @@ class Anchor(Task):
 
     def probe(self, examples: Batch | None, generator: torch.Generator) -> Batch:
         """Return as many trained sequences as held-out ones, alike from each split; the loss is of the former alone."""
-        half = self.probe_size // 2
+        half = self.probes // 2
         kinds = sorted(set(self.pairs[:, 4].tolist()))
         sizes = [half // len(kinds) + (k < half % len(kinds)) for k in range(len(kinds))]
         parts = [self.of_split(0, half, generator)]

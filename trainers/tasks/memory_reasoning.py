@@ -34,6 +34,7 @@ class MemoryReasoning(Task):
     anchors: int = option(10, help="Anchors of each kind.", min=2)
     keys: int = option(100, help="Number of keys.", min=2)
     held_out: tuple[int, ...] = option((11, 13), help="Two reasoning anchors that are never trained together.")
+    probes: int = option(256, help="Examples of the probe batch, for analyzers.", min=16)
     target_seed: int = option(0, help="Decides the labels of memory.", min=0)
 
     context = LENGTH
@@ -54,7 +55,7 @@ class MemoryReasoning(Task):
 
     def defaults(self) -> Mapping[str, Any]:
         """Return the miniature for the Emb-MLP: seconds of training."""
-        return {"d_model": 200, "d_ff": 200, "activation": "tanh", "batch": 1000, "lr": 1e-3, "steps": 1000}
+        return {"d_model": 200, "d_ff": 200, "activation": "tanh", "batch": 2000, "lr": 2e-3, "steps": 450}
 
     @cached_property
     def labels(self) -> Tensor:
@@ -92,7 +93,7 @@ class MemoryReasoning(Task):
     def probe(self, examples: Batch | None, generator: torch.Generator) -> Batch:
         """Return as many triples of each split, with `split`; the loss is of the trained ones alone."""
         rows = [(self.triples["split"] == i).nonzero().squeeze(1) for i in range(len(self.splits))]
-        size = min(self.probe_size // len(rows), *map(len, rows))
+        size = min(self.probes // len(rows), *map(len, rows))
         chosen = torch.cat([some[torch.randperm(len(some), generator=generator)[:size]] for some in rows])
         batch = take({name: self.triples[name] for name in ("tokens", "targets")}, chosen)
         split = self.triples["split"][chosen]
