@@ -9,7 +9,7 @@ import numpy as np
 from ckpt_tools.study import Analysis, Claim, Figure, Found, Run, Study, Table
 
 TRAINED, OOD = 0, 1
-MINI = {"preset": "mini", "save": "every:500"}
+MINI = {"preset": "mini", "lr_schedule": "warmup-cosine", "warmup": 100, "save": "every:500"}
 CHANCE = 1 / 16
 MAP = {
     "decayed": (0.5, 0.33),
