@@ -17,6 +17,7 @@ from typing import Any
 from ..engine import analyze
 from ..errors import CkptError, RunError, SourceError
 from ..registry import Registry
+from ..results import read_results
 from ..run import is_run
 from .declare import Analysis
 from .found import Found, RunResults
@@ -190,6 +191,7 @@ def measure(stage: Stage, run: str, seed: int) -> str:
                 options={a.analyzer: _placed(a.options, run_folder(stage.out, run, seed)) for a in analyses},
                 plugin_files=stage.loaded.plugin_files,
                 registry=stage.registry,
+                force=_from_elsewhere(target, run_folder(stage.out, run, seed)),
                 on_progress=progress,
             )
         if outcome.interrupted:
@@ -197,6 +199,14 @@ def measure(stage: Stage, run: str, seed: int) -> str:
         for step, name, reason in outcome.failures[:1]:
             problem = problem or f"{name} at step {step}: {reason}"
     return problem
+
+
+def _from_elsewhere(target: Path, run: Path) -> bool:
+    """Return whether results there are of a run in another place: the folder was moved, and they start afresh."""
+    if not target.exists():
+        return False
+    with read_results(target) as results:
+        return bool(results.attrs.get("source") != str(run))
 
 
 def _placed(options: Mapping[str, Any], run: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python -m ckpt_tools.study.table studies-out docs/studies
 
-copies `studies-out/NAME/claims.json` to `docs/studies/NAME.json` and writes the tables of all `docs/studies/*.json` into
-`docs/studies.md`, between two markers.
+copies `studies-out/NAME/claims.json` to `docs/studies/NAME.json` and writes the tables of all `docs/studies/*.json`
+into `docs/studies.md`, between two markers.
 """
 
 from __future__ import annotations
