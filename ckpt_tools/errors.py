@@ -52,6 +52,10 @@ class RunError(CkptError):
     """A run folder cannot be created, written or resumed."""
 
 
+class ClusterError(CkptError):
+    """A cluster cannot be reached or started, or was lost."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the closest known name, or the list of known names when none is close."""
     names = sorted(known)

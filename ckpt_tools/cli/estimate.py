@@ -14,7 +14,7 @@ def show_estimate(source: str, plugins: tuple[str, ...], *, as_json: bool, **how
     """Print what `ckpt analyze` would do and return its exit code."""
     from ..engine import preview
 
-    for name in ("strict", "timeout"):  # they change no plan
+    for name in ("strict", "timeout", "watch"):  # they change no plan
         how.pop(name, None)
     found = preview(source, plugins, **how)
     if as_json:

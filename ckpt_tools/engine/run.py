@@ -18,6 +18,7 @@ from ..results import Record, check, check_batch
 from ..verify.sighting import Sighting
 from ..view import BatchView, View
 from ..weights import Block, Cache, Lazy, Weights
+from .ahead import Ahead
 from .limits import time_limit
 from .plan import Plan
 from .work import cost
@@ -50,9 +51,9 @@ class StepResult:
 class Runner:
     """Computes units of a plan; reference checkpoints stay open only as long as they are needed."""
 
-    def __init__(self, plan: Plan, tick: Tick | None = None) -> None:
+    def __init__(self, plan: Plan, tick: Tick | None = None, ahead: Callable[[Weights], Ahead] | None = None) -> None:
         self.plan = plan
-        self._tick = tick
+        self._tick, self._ahead = tick, ahead
         self._cache = Cache(plan.job.budget.cache(plan.runs_models))
         self._open: dict[int, tuple[Weights, Resolved]] = {}
         self._hosts: dict[int, ModelHost] = {}
@@ -121,11 +122,16 @@ class Runner:
             result.errors.append(error)
             result.failures = {name: str(error) for name in names}
             return result
+        weights.ahead = ahead = self._ahead(weights) if self._ahead is not None else None
         waiting = [a for a in self.plan.analyzers if a.name in names and a.name not in known]
-        for number, analyzer in enumerate(waiting):
-            weights.watch = self._watch(weights, number, len(waiting))
-            self._attempt(analyzer, position, result)
-        weights.watch = None
+        try:
+            for number, analyzer in enumerate(waiting):
+                weights.watch = self._watch(weights, number, len(waiting))
+                self._attempt(analyzer, position, result)
+        finally:
+            weights.watch = weights.ahead = None
+            if ahead is not None:
+                ahead.close()
         try:
             result.hash = weights.content_hash(everything=self.plan.runs_models)
             result.sighting = Sighting.of(

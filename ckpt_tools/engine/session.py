@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import CkptError, PluginError
 from .journal import Journal
@@ -28,6 +29,20 @@ class Tally:
     reused: int = 0
     failures: list[tuple[int, str, str]] = field(default_factory=list)
     interrupted: bool = False
+
+    def add(self, later: Tally) -> None:
+        """Count what another round over the same trajectory did; what it found in the journal was counted before."""
+        first = not (self.computed or self.reused or self.failures)
+        self.reused += later.reused if first else 0
+        self.computed += later.computed
+        self.failures += later.failures
+        self.interrupted = later.interrupted
+
+    def without(self, finished: Mapping[str, Container[int]]) -> Tally:
+        """Return the tally without failures that a later round mended, or that are listed already."""
+        failures = {(step, name): reason for step, name, reason in self.failures if step not in finished[name]}
+        listed = [(step, name, reason) for (step, name), reason in failures.items()]
+        return Tally(self.computed, self.reused, listed, self.interrupted)
 
 
 def missing(
@@ -51,12 +66,21 @@ def missing(
 class Session:
     """Runs a plan against a journal."""
 
-    def __init__(self, plan: Plan, journal: Journal, target: Path, *, workers: int = 1, strict: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        target: Path,
+        *,
+        workers: int = 1,
+        strict: bool = False,
+        client: Any = None,
+    ) -> None:
         self.plan, self.journal = plan, journal
         self.keys = Keys(plan, journal)
         self.store = Store(plan, journal, target)
         self.tally = Tally()
-        self._workers, self._strict = workers, strict
+        self._workers, self._strict, self._client = workers, strict, client
         self._analyzers = {a.name: a for a in plan.analyzers}
         self._errors: list[CkptError] = []
 
@@ -64,10 +88,11 @@ class Session:
         """Return the steps at which the results hold anything of this call's analyzers."""
         return sorted({int(step) for name in self._analyzers for step in self.journal.steps(name)})
 
-    def run(self, on_progress: Progress) -> Tally:
+    def run(self, on_progress: Progress, *, last: bool = True) -> Tally:
         """Compute what is missing and write the results file; Ctrl-C ends after the last finished checkpoint.
 
-        Raises the first error when nothing at all could be measured, and with `strict` at the first failure.
+        Raises the first error when nothing at all could be measured, unless more is to come (`last` is false), and with
+        `strict` at the first failure.
         """
         try:
             self._compute(on_progress)
@@ -75,7 +100,7 @@ class Session:
             self.tally.interrupted = True
         finally:
             self.store.save()
-        if not self.store.write() and self.tally.failures:
+        if not self.store.write() and self.tally.failures and last:
             step, name, reason = self.tally.failures[0]
             raise self._errors[0] if self._errors else PluginError(f"{name} at step {step} failed: {reason}")
         return self.tally
@@ -97,7 +122,7 @@ class Session:
                 on_progress(done + share, total, f"step {step}, {name}")
 
         on_progress(done, total, "")
-        for result in compute(self.plan, wanted, self._workers, tick):
+        for result in compute(self.plan, wanted, self._workers, tick, self._client):
             self._take(result)
             done += 1
             on_progress(done, total, f"step {result.step}")
