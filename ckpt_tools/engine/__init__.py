@@ -13,7 +13,8 @@ from typing import Any
 from ..analyzer import Analyzer
 from ..errors import ResultsError
 from ..registry import Registry
-from ..results import check_target
+from ..results import check_target, open_results
+from ..results.html import results_html
 from .cluster import Cluster
 from .estimate import Estimate, estimate_work, needs_of
 from .journal import Journal, journal_path
@@ -49,6 +50,16 @@ class Outcome:
         """Return the outcome as JSON-able data."""
         return {**asdict(self), "path": str(self.path)}
 
+    def open(self) -> Any:
+        """Return the results as an `xarray.DataTree`, as `ckpt_tools.open_results` does."""
+        return open_results(self.path)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what was done, and the main outputs with small curves."""
+        done = f"{len(self.steps)} checkpoint(s), {self.matrices} matrices, {', '.join(self.analyzers)}"
+        failed = f", {len(self.failures)} failure(s)" if self.failures else ""
+        return results_html(self.path, f"{done}{failed} in {self.seconds:.1f} s: {self.path}")
+
 
 def analyze(
     source: str | Path,
@@ -67,6 +78,7 @@ def analyze(
     strict: bool = False,
     force: bool = False,
     cache_size: int | None = None,
+    part: str = "",
     watch: bool = False,
     cluster: Any = None,
     on_progress: Progress = lambda done, total, detail: None,
@@ -77,13 +89,14 @@ def analyze(
     `ckpt_tools.data.DataSource`. A results file that exists is extended: only what is missing is computed; `force`
     starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. `memory` are the
     bytes that all processes together may take (default: half of what is free); as many of the `workers` are started as
-    fit. `cache_size` bounds in bytes the copies of remote files that cannot be read in parts. `watch` follows a run
-    that is still training until it ends. `cluster` is a `Cluster` or a connected `distributed.Client`: its workers
-    compute then, each within `memory` (default: half of its limit). Raises a CkptError for anything the caller can
-    mend, before the long work where possible.
+    fit. `cache_size` bounds in bytes the copies of remote files that cannot be read in parts; `part` chooses among
+    several sets of weights in each checkpoint, such as "ema". `watch` follows a run that is still training until it
+    ends. `cluster` is a `Cluster` or a connected `distributed.Client`: its workers compute then, each within `memory`
+    (default: half of its limit). Raises a CkptError for anything the caller can mend, before the long work where
+    possible.
     """
     started = time.monotonic()
-    job = _job(source, plugins, options, steps, matrices, plugin_files, data, timeout, cache_size)
+    job = _job(source, plugins, options, steps, matrices, plugin_files, data, timeout, cache_size, part)
     target = _target(Path(output), force)
     plans = follow(job, registry) if watch else iter([(job.plan(registry), True)])
     first = next(plans)  # before the journal is made: what can be refused leaves nothing behind
@@ -123,12 +136,13 @@ def preview(
     memory: int | None = None,
     force: bool = False,
     cache_size: int | None = None,
+    part: str = "",
 ) -> Estimate:
     """Return what `analyze` with the same arguments would do; takes some seconds to measure how fast it would be.
 
     Writes no results. Raises the same errors as `analyze` before its long work.
     """
-    job = _job(source, plugins, options, steps, matrices, plugin_files, data, None, cache_size)
+    job = _job(source, plugins, options, steps, matrices, plugin_files, data, None, cache_size, part)
     target = _target(Path(output), force)
     plan = job.plan(registry)
     if journal_path(target).exists() and not force:
@@ -149,10 +163,11 @@ def _job(
     data: Mapping[str, Any] | None,
     timeout: float | None,
     cache_size: int | None,
+    part: str,
 ) -> Job:
     files = tuple(map(str, plugin_files))
     return Job(
-        str(source), tuple(plugins), options or {}, steps, tuple(matrices), files, data or {}, timeout, cache_size
+        str(source), tuple(plugins), options or {}, steps, tuple(matrices), files, data or {}, timeout, cache_size, part
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -12,6 +15,8 @@ import numpy as np
 from ..results import Record
 
 Array = np.ndarray[Any, Any]
+
+_FRONT = struct.Struct("<qI")
 
 
 class Records(Sequence[Record]):
@@ -30,15 +35,14 @@ class Records(Sequence[Record]):
 
 
 def encode(record: Record) -> bytes:
-    """Return a record as bytes: a JSON header, its length first, then the arrays in order; texts lie in the header."""
+    """Return a record as bytes: step, length of the header, the header in JSON, which holds the texts, the arrays."""
     arrays: list[bytes] = []
     header = {
-        "step": record.step,
         "values": {name: _described(array, arrays) for name, array in record.values.items()},
         "labels": {dim: _described(np.asarray(of), arrays) for dim, of in record.labels.items()},
     }
     text = json.dumps(header).encode()
-    return b"".join([len(text).to_bytes(4, "little"), text, *arrays])
+    return b"".join([_FRONT.pack(record.step, len(text)), text, *arrays])
 
 
 def _described(array: Array, arrays: list[bytes]) -> dict[str, Any]:
@@ -50,21 +54,42 @@ def _described(array: Array, arrays: list[bytes]) -> dict[str, Any]:
 
 
 def decode(data: bytes) -> Record:
-    """Return the record of `encode`."""
-    length = int.from_bytes(data[:4], "little")
-    header = json.loads(data[4 : 4 + length])
-    at = 4 + length
-    found: dict[str, dict[str, Any]] = {"values": {}, "labels": {}}
-    for part in found:
-        for name, how in header[part].items():
-            found[part][name], at = _array(how, data, at)
-    labels = {dim: of.tolist() if of.dtype.kind == "U" else of for dim, of in found["labels"].items()}
-    return Record(header["step"], found["values"], labels)
+    """Return the record of `encode`; its arrays are read-only."""
+    step, length = _FRONT.unpack_from(data)
+    start = _FRONT.size + length
+    values, labels = _parts(data[_FRONT.size : start])
+    return Record(
+        step,
+        {name: part.of(data, start) for name, part in values.items()},
+        {dim: part.of(data, start) if part.text is None else part.text.tolist() for dim, part in labels.items()},
+    )
 
 
-def _array(how: Mapping[str, Any], data: bytes, at: int) -> tuple[Array, int]:
-    if "text" in how:
-        return np.array(how["text"], dtype=np.str_).reshape(how["shape"]), at
-    dtype = np.dtype(how["dtype"])
-    size = dtype.itemsize * prod(how["shape"])
-    return np.frombuffer(data, dtype, size // dtype.itemsize, at).reshape(how["shape"]), at + size
+@dataclass(frozen=True)
+class _Part:
+    """Where one array lies behind the header, or its texts."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    at: int
+    text: Array | None
+
+    def of(self, data: bytes, start: int) -> Array:
+        if self.text is not None:
+            return self.text
+        return np.frombuffer(data, self.dtype, prod(self.shape), start + self.at).reshape(self.shape)
+
+
+@lru_cache(maxsize=64)
+def _parts(header: bytes) -> tuple[dict[str, _Part], dict[str, _Part]]:
+    """Return what a header describes; successive steps of one analyzer mostly share theirs."""
+    at, found = 0, []
+    for described in json.loads(header).values():
+        parts = {}
+        for name, how in described.items():
+            shape, dtype = tuple(how["shape"]), np.dtype(how.get("dtype", "U1"))
+            text = np.array(how["text"], dtype=np.str_).reshape(shape) if "text" in how else None
+            parts[name] = _Part(shape, dtype, at, text)
+            at += 0 if text is not None else dtype.itemsize * prod(shape)
+        found.append(parts)
+    return found[0], found[1]

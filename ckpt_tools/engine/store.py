@@ -59,6 +59,9 @@ class Store:
             "outputs": {name: asdict(out) for name, out in analyzer.outputs.items()},
             "description": " ".join((type(analyzer).__doc__ or "").split()),
             "needs": analyzer.needs,
+            "reading": " ".join(analyzer.reading.split()),
+            "events": dict(analyzer.events),
+            "figures": [asdict(figure) for figure in analyzer.figures],
             "distribution": plugin.distribution if plugin else "",
             "distribution_version": plugin.version if plugin else "",
             "summary": {},
@@ -136,7 +139,13 @@ class Store:
             needs=group["needs"],
             summary=group["summary"],
             skipped=list(self.facts.get("skipped", {}).items()),
-            attrs={"failures": self.journal.failures(name), "matrix_selection": group["identity"]["matrices"]},
+            attrs={
+                "failures": self.journal.failures(name),
+                "matrix_selection": group["identity"]["matrices"],
+                "reading": group.get("reading", ""),
+                "events": group.get("events", {}),
+                "figures": group.get("figures", []),
+            },
         )
 
     def _root(self) -> dict[str, Any]:
