@@ -9,7 +9,7 @@ import numpy as np
 
 from .canvas import MOST_PANELS, Line, Logs, Panel, draw, finish_values, grid, label_outer, legend
 from .curves import columns_of
-from .data import Data, by_role, layer_of
+from .data import Data, by_role, called, layer_of
 from .images import shown_steps
 from .style import PALETTE, categorical, spans_decades
 
@@ -63,29 +63,41 @@ def single(data: Data, *, log: Logs) -> tuple[Figure, int]:
 
 
 def _over_layers(data: Data, roles: dict[str, list[int]], log: Logs) -> tuple[Figure, int]:
+    """Draw a line for each role, and one across, dotted, for what belongs to no layer."""
     from matplotlib.ticker import MaxNLocator
 
     dim = data.dims[-1]
-    looks = dict(zip(roles, categorical(len(roles)), strict=True))
+    lone = [i for i, label in enumerate(data.of(dim)) if not any(i in at for at in roles.values())]
+    looks = categorical(len(roles) + len(lone))
+    layers = [found[1] for at in roles.values() for i in at if (found := layer_of(data.of(dim)[i]))]
+    ends = np.array([min(layers), max(layers)])
     panels = []
     for title, part in data.panels([dim]):
         panel = Panel(title)
-        for role, at in roles.items():
-            for label, same in _apart(part.of(dim), at).items():
-                layers = np.array([found[1] for i in same if (found := layer_of(part.of(dim)[i]))])
-                panel.lines.append(Line(role if label == 0 else "", layers, part.values[0, same], *looks[role]))
+        for (role, at), look in zip(roles.items(), looks, strict=False):
+            panel.lines += _role(role, part, at, look)
+        for i, (colour, _) in zip(lone, looks[len(roles) :], strict=True):
+            panel.lines.append(Line(called(dim, part.of(dim)[i]), ends, part.values[0, [i, i]], colour, ":"))
         panels.append(panel)
     shown = panels[:MOST_PANELS]
     figure, axes, _ = grid(len(shown), above=False)
     for one, panel in zip(axes, shown, strict=True):
         draw(one, panel)
         for line in one.lines:
-            line.set(marker="o", markersize=3)
+            line.set(marker="" if line.get_linestyle() == ":" else "o", markersize=3)
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish_values(axes, shown, log.values)
     label_outer(figure, axes, columns_of(axes), "layer", data.axis_label)
     legend(figure, axes, None)
     return figure, len(panels) - len(shown)
+
+
+def _role(role: str, data: Data, at: list[int], look: tuple[str, str]) -> list[Line]:
+    labels, lines = data.of(data.dims[-1]), []
+    for count, same in _apart(labels, at).items():
+        layers = np.array([found[1] for i in same if (found := layer_of(labels[i]))])
+        lines.append(Line("" if count else role, layers, data.values[0, same], *look))
+    return lines
 
 
 def _apart(labels: Sequence[str], at: Sequence[int]) -> dict[int, list[int]]:
