@@ -86,7 +86,7 @@ def test_one_table_can_be_one_file_and_labels_narrow_it(results: Path, tmp_path:
     target = tmp_path / "rank.csv"
     export(results, "csv", target, what=["probe.rank"], matrices=["emb*"])
     assert rows(target) == [{"step": str(s), "matrix": "embed", "rank": repr(1 / 3 + s)} for s in (0, 10)]
-    with pytest.raises(ResultsError, match="5 tables .* do not fit into one file"):
+    with pytest.raises(ResultsError, match=r"5 tables .* do not fit into one file"):
         export(results, "csv", tmp_path / "all.csv")
 
 
@@ -180,7 +180,7 @@ def test_checksums_are_those_of_the_standard() -> None:
 
 def test_existing_targets_are_kept_and_unknown_formats_named(results: Path, tmp_path: Path) -> None:
     (tmp_path / "r.nc").write_text("mine")
-    with pytest.raises(ResultsError, match="exists already. Add --force"):
+    with pytest.raises(ResultsError, match=r"exists already\. Add --force"):
         export(results, "netcdf")
     assert (tmp_path / "r.nc").read_text() == "mine"
     with pytest.raises(OptionError, match=r"no export to 'parket'\. Did you mean 'parquet'\?"):
