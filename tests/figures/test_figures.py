@@ -135,7 +135,11 @@ def test_a_declared_scatter_plot_sets_one_output_against_another(tmp_path: Path)
     (axes,) = made.axes
     points = axes.collections[0].get_offsets()
     np.testing.assert_allclose(points, np.stack([np.linspace(-3, 3, 6), np.arange(6.0) * 1000], axis=1))
-    assert axes.get_xlabel() == "orientation (rad)" and axes.get_ylabel() == "amplitude"
+    assert axes.get_ylabel() == "amplitude" and axes.get_xlabel() == "orientation (rad)"
+    made, _ = drawn([path], "declared.size", at=(100, 1000), log="y")
+    assert [one.get_yscale() for one in made.axes] == ["log", "log"]
+    assert made.axes[0].get_ylim() == made.axes[1].get_ylim()
+    assert "$" not in "".join(text.get_text() for text in made.axes[0].get_yticklabels())
 
 
 def test_declared_figures_are_drawn_and_empty_ones_left_out(tmp_path: Path) -> None:
