@@ -57,8 +57,9 @@ class Analyzer(Options):
     `needs` is what the view may hand out: "weights" < "forward" < "loss". `reference` asks for a second checkpoint
     as `view.reference`; a tuple of names asks for several, as `view.references["first"]`. With `batched`, arrays of
     `view.matrices()` carry a leading step axis and so do the outputs.
-    `invariant_to` names symmetries the conformance kit then tests. `figures` are what `ckpt plot` draws of itself;
-    without any, what the outputs' dimensions suggest.
+    `invariant_to` names symmetries the conformance kit then tests. `reading` says in plain words what the outputs
+    mean, `events` what steps in the summary mean (`{"onset_step": "onset: {label} moves"}`): `ckpt report` shows both.
+    `figures` are what `ckpt plot` draws of itself; without any, what the outputs' dimensions suggest.
     """
 
     version: ClassVar[str] = "1"
@@ -67,6 +68,8 @@ class Analyzer(Options):
     reference: ClassVar[str | tuple[str, ...] | None] = None
     batched: ClassVar[bool] = False
     invariant_to: ClassVar[frozenset[str] | set[str]] = frozenset()
+    reading: ClassVar[str] = ""
+    events: ClassVar[Mapping[str, str]] = {}
     figures: ClassVar[Sequence[Figure]] = ()
 
     def analyze(self, view: Any) -> Mapping[str, Any]:
@@ -102,6 +105,10 @@ def declaration_faults(cls: type) -> list[str]:
     unknown = [kind for kind in reference_kinds(cls) if kind not in REFERENCES]
     faults += [f"reference {kind!r} is none of {', '.join(REFERENCES)}" for kind in unknown]
     faults += [f"invariant_to {s!r} is none of {', '.join(SYMMETRIES)}" for s in set(cls.invariant_to) - {*SYMMETRIES}]
+    if not isinstance(cls.reading, str):
+        faults.append(f"reading is {type(cls.reading).__name__}, not a text")
+    if not (isinstance(cls.events, Mapping) and all(isinstance(x, str) for pair in cls.events.items() for x in pair)):
+        faults.append('events is no mapping from facts of the summary to sentences, as in {"onset_step": "onset"}')
     if cls.analyze is Analyzer.analyze:
         faults.append("analyze(self, view) is not defined")
     if not cls.outputs:

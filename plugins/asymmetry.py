@@ -44,6 +44,11 @@ class Asymmetry(Analyzer):
 
     name = "asymmetry"
     needs = "forward"
+    reading = (
+        "A convolution that weighs what came first differently from what came last can tell a sequence from its "
+        "reverse. `kernel_asymmetry` is 0 where it cannot, and `state_asymmetry` says how far the states of a "
+        "sequence and of its reverse lie apart in the whole model."
+    )
     activation: Literal["silu", "none"] = option("silu", help="Nonlinearity behind the convolution.")
 
     figures = (

@@ -35,6 +35,11 @@ class Flatness(Analyzer):
 
     name = "flatness"
     needs = "loss"
+    reading = (
+        "The loss is a landscape over the weights. The largest eigenvalue of its Hessian says how steeply it curves in "
+        "the sharpest direction, the trace how much in all directions together; `loss_increase` is what random changes "
+        "of the weights cost. Flat places forgive such changes, sharp ones do not."
+    )
     params: tuple[str, ...] = option((), help="Globs of roles or parameter names, as layers.0.*; none: all trainable.")
     k: int = option(3, help="How many of the largest eigenvalues.", min=1)
     tol: float = option(1e-2, help="Residual at which an eigenvalue is done, relative to it.", min=0.0)

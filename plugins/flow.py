@@ -35,6 +35,11 @@ class Flow(Analyzer):
 
     name = "flow"
     needs = "loss"
+    reading = (
+        "Which ways information takes: one connection of attention, from a key position to a query position, is cut"
+        " at a time, and the loss or the accuracy is measured again. A large effect means that the model relies on "
+        "it."
+    )
     span: int = option(16, help="Edges among so many last positions; 0: all.", min=0)
     heads: bool = option(False, help="Also cut every edge in one head at a time.")
 

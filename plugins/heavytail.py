@@ -132,6 +132,12 @@ class HeavyTail(Analyzer):
 
     name = "heavytail"
     needs = "weights"
+    reading = (
+        "The eigenvalues of a matrix times its transpose fall off slowly where training has built correlations into"
+        " it. `alpha` is the exponent of that fall, fitted to the largest ones: near 2 the tail is heavy, as in "
+        "well-trained layers; far above 6 the matrix looks random. `D` says how well the fit holds, and `num_evals`"
+        " from how many eigenvalues it could be made."
+    )
     invariant_to = frozenset({"rotation", "sign", "neuron_permutation"})
     outputs: ClassVar[Mapping[str, Out]] = {
         "alpha": Out(_OUT, long_name="power-law exponent of the eigenvalue spectrum"),

@@ -31,6 +31,11 @@ class Stages(Analyzer):
     name = "stages"
     needs = "weights"
     reference = "first"
+    reading = (
+        "Training does not go evenly: a curve rests on a plateau, falls, and rests again. This cuts the curves of a"
+        " run into plateaus, descents and rises, each with its first and last step, and says when a curve leaves "
+        "its first value for good. The timeline shows them beneath the loss."
+    )
     run: str = option("", help="Run folder whose logged metrics are segmented too; none: weights alone.")
     metrics: tuple[str, ...] = option(("loss",), help="Which logged metrics; they must be positive.")
     window: int = option(5, help="Points under which a speed is taken.", min=2)

@@ -46,6 +46,11 @@ class Variable:
         """Whether the values are texts."""
         return bool(self._source.dtype.kind == "O")
 
+    @property
+    def is_count(self) -> bool:
+        """Whether the values are integers."""
+        return bool(self._source.dtype.kind in "iu")
+
     def read(self) -> NDArray[Any]:
         """Return all values, numbers in their stored dtype, texts as a `str` array; ResultsError when damaged."""
         return safe_values(self._source)

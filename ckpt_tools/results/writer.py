@@ -63,7 +63,11 @@ class Group:
             "needs": getattr(analyzer, "needs", "weights"),
             "description": " ".join((type(analyzer).__doc__ or "").split()),
             "options": analyzer.as_dict() if hasattr(analyzer, "as_dict") else {},
-            "attrs": {"figures": [asdict(figure) for figure in getattr(analyzer, "figures", ())]},
+            "attrs": {
+                "reading": " ".join(getattr(analyzer, "reading", "").split()),
+                "events": dict(getattr(analyzer, "events", {})),
+                "figures": [asdict(figure) for figure in getattr(analyzer, "figures", ())],
+            },
         }
         return cls(analyzer.name, series, **{**own, **facts})
 
