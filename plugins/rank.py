@@ -7,6 +7,8 @@
 - numerical rank: how many s exceed tau * s_1;
 - nuclear, Frobenius and spectral norm: sum(s), sqrt(sum s^2), s_1.
 
+The summary says which rank the normalized matrix W / ||W||_F tends to and what became of each measure (`rank_limits`).
+
 A zero matrix has rank 0 and norm 0 by every measure; zero singular values contribute nothing. A spectrum with a NaN has
 NaN everywhere, and -1 as its numerical rank. The effective rank of a Gaussian d x d matrix is about 0.8 d, so read it
 beside its value at the first step; bfloat16 rounding alone can raise it by a quarter on steep spectra, which is why
@@ -25,8 +27,10 @@ from numpy.typing import NDArray
 
 from ckpt_tools import Analyzer, Out, Spectrum, hookimpl, option, product_singular_values
 
+from .rank_limits import embedding_product, trajectory_facts
+
 if TYPE_CHECKING:
-    from ckpt_tools import AttentionWeights, View
+    from ckpt_tools import AttentionWeights, Series, View
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -175,6 +179,7 @@ class Rank(Analyzer):
     outputs: ClassVar[Mapping[str, Out]] = {
         **_outputs("matrix", "", "the matrix"),
         **_outputs("product", "product_", "the product"),
+        "spectrum": Out(dims=("matrix", "spectrum_index"), long_name="all singular values of the matrix, if asked for"),
     }
     k: int = option(8, help="How many leading singular values to store.", min=1)
     tau: float = option(
@@ -182,18 +187,33 @@ class Rank(Analyzer):
     )
     products: bool = option(True, help="Also W_Q W_K^T and W_V W_O of every head, where the roles are known.")
 
+    embedding: bool = option(False, help="Also the product of unembedding and embedding, both in memory at a time.")
+    spectrum: bool = option(False, help="Store all singular values of every matrix.")
+    limit: float = option(
+        0.05, help="A singular value counts to the limit rank above so much of the Frobenius norm.", min=0.0, max=1.0
+    )
+
     def analyze(self, view: View) -> Mapping[str, Any]:
         """Return every measure of every matrix and product."""
         names = view.matrix_names()
         stored = {name: view.info(name).dtype for name in names}
         heads = list(_products(view.attention())) if self.products else []
         labels = [f"{path}.{head}" for path, spectrum in heads for head in range(len(spectrum.values))]
+        extra = embedding_product(view) if self.embedding else []
+        spectra = [view.spectrum(name) for name in names]
+        products = [*(spectrum for _, spectrum in heads), *(spectrum for _, spectrum, _ in extra)]
+        dtypes = [*(_dtypes(label, stored) for label in labels), *(dtype for *_, dtype in extra)]
         return {
             "matrix": names,
-            "product": labels,
-            **self._measures("", [view.spectrum(name) for name in names], list(stored.values())),
-            **self._measures("product_", [spectrum for _, spectrum in heads], [_dtypes(at, stored) for at in labels]),
+            "product": [*labels, *(label for label, *_ in extra)],
+            "spectrum": _whole(spectra) if self.spectrum else np.zeros((len(names), 0)),
+            **self._measures("", spectra, list(stored.values())),
+            **self._measures("product_", products, dtypes),
         }
+
+    def summarize(self, series: Series) -> Mapping[str, Any]:
+        """Return limit rank, limit change and last/first ratios of every matrix (`rank_limits`)."""
+        return trajectory_facts(series, self.limit)
 
     def _measures(self, prefix: str, spectra: Sequence[Spectrum], dtypes: list[str]) -> dict[str, Any]:
         s, error, count = _rows(spectra)
@@ -273,6 +293,12 @@ def _rows(spectra: Sequence[Spectrum]) -> tuple[Floats, Floats, NDArray[np.int64
         table[0, here, : values.shape[1]] = values
         table[1, here, : values.shape[1]] = error
     return table[0], table[1], count
+
+
+def _whole(spectra: Sequence[Spectrum]) -> Floats:
+    """Return all singular values `[row, width]`, NaN beyond the row's own length."""
+    rows, _, count = _rows(spectra)
+    return _leading(rows, count, rows.shape[1])
 
 
 def _leading(rows: Floats, count: NDArray[np.int64], k: int) -> Floats:
