@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from ckpt_tools import Spectrum, product_singular_values
 
 if TYPE_CHECKING:
-    from ckpt_tools import BatchView, Series, View
+    from ckpt_tools import BatchView, Series
 
 Floats = NDArray[np.float64]
 
 EMBEDDING = "unembed.embed"
-RATIOS = ("effective_rank", "stable_rank", "participation_ratio", "nuclear_norm", "frobenius_norm", "spectral_norm")
+MEASURES = ("effective_rank", "stable_rank", "participation_ratio", "nuclear_norm", "frobenius_norm", "spectral_norm")
 
 
 def normalized(values: Floats, norm: Floats) -> Floats:
@@ -64,28 +64,25 @@ def limit_change(unit: Floats) -> Floats:
 
 
 def trajectory_facts(series: Series, threshold: float) -> Mapping[str, Any]:
-    """Return limit rank, limit change and last/first ratios, each a list over `matrix`; empty without steps."""
-    if not len(series) or not series.labels("matrix"):
-        return {}
-    values, norm = series["singular_values"], series["frobenius_norm"]
+    """Return limit rank, limit change and growth (last over first value) of every measure, by matrix."""
+    names, values, norm = series.labels("matrix"), series["singular_values"], series["frobenius_norm"]
     change = limit_change(normalized(values, norm))
-    return {
-        "matrix": series.labels("matrix"),
-        "limit_rank": limit_rank(values[-1], norm[-1], threshold).tolist(),
-        "limit_change": np.where(np.isinf(change), np.nan, change).tolist(),
-        **{f"{name}_ratio": _ratio(series[name]) for name in RATIOS},
+    found = {
+        "limit_rank": limit_rank(values[-1], norm[-1], threshold),
+        "limit_change": np.where(np.isinf(change), np.nan, change),
+        **{f"{name}_growth": _growth(series[name]) for name in MEASURES},
     }
+    return {key: dict(zip(names, column.tolist(), strict=True)) for key, column in found.items()}
 
 
-def _ratio(values: Floats) -> list[float]:
+def _growth(values: Floats) -> Floats:
     """Return the last over the first value of each matrix; NaN where the first is 0."""
     first, last = values[0], values[-1]
-    ratio: list[float] = np.divide(last, first, out=np.full(first.shape, np.nan), where=first != 0).tolist()
-    return ratio
+    return np.asarray(np.divide(last, first, out=np.full(first.shape, np.nan), where=first != 0))
 
 
-def embedding_product(view: View | BatchView) -> list[tuple[str, Spectrum, str]]:
-    """Return (label, spectrum, stored dtype) of unembedding times embedding, nothing where a role is not known.
+def embedding_product(view: BatchView) -> list[tuple[str, Spectrum, str]]:
+    """Return (label, spectrum `[step, k]`, stored dtype) of unembedding times embedding; none without their roles.
 
     A tied unembedding is the embedding itself. Both matrices are in memory at a time.
     """

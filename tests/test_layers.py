@@ -22,7 +22,8 @@ LAYERS = [
     ["view"],
     ["verify"],
     ["engine"],
-    ["testing", "report"],
+    ["testing", "report", "figures", "export", "compare"],
+    ["study"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -13,7 +13,7 @@ import pytest
 from ckpt_plugins import rank_limits
 from ckpt_plugins.rank import Rank
 from ckpt_plugins.rank_limits import limit_change, limit_rank, normalized
-from ckpt_tools import analyze, read_results
+from ckpt_tools import BatchView, analyze, read_results
 from ckpt_tools.testing import analyzer_checks
 
 RNG = np.random.default_rng
@@ -44,9 +44,8 @@ def measured(trajectory: Callable[..., Path], tmp_path: Path) -> Callable[..., A
 def test_limit_rank_is_that_of_the_direction_the_matrix_takes(measured: Callable[..., Any]) -> None:
     steps = {t: {"one": falling(t, 1), "three": falling(t, 3), "still": falling(0, 8)} for t in STEPS}
     facts = measured(steps)["summary"]
-    limits = dict(zip(facts["matrix"], facts["limit_rank"], strict=True))
-    assert limits == {"one": 1, "three": 3, "still": 8}
-    assert max(facts["limit_change"]) < 1e-6
+    assert facts["limit_rank"] == {"one": 1, "three": 3, "still": 8}
+    assert max(facts["limit_change"].values()) < 1e-6
 
 
 def test_a_direction_that_still_turns_has_no_limit_in_sight(measured: Callable[..., Any]) -> None:
@@ -54,20 +53,20 @@ def test_a_direction_that_still_turns_has_no_limit_in_sight(measured: Callable[.
     facts = measured(steps)["summary"]
     # The last tenth begins at step 18: values (1, .9) and (1, 1) over their norms.
     expected = max(abs(np.array([1, 0.9]) / np.hypot(1, 0.9) - np.array([1, 1]) / np.sqrt(2)))
-    assert facts["limit_change"] == pytest.approx([expected])
+    assert facts["limit_change"]["w"] == pytest.approx(expected)
 
 
 def test_ratios_compare_the_ends(measured: Callable[..., Any]) -> None:
     found = measured({0: {"w": np.eye(4)}, 5: {"w": 3 * np.eye(4)}, 9: {"w": np.diag([2.0, 0, 0, 0])}})
-    facts = found["summary"]
-    assert facts["effective_rank_ratio"] == pytest.approx([1 / 4]) == facts["stable_rank_ratio"]
-    assert facts["frobenius_norm_ratio"] == pytest.approx([1.0]) and facts["spectral_norm_ratio"] == [2.0]
-    assert facts["nuclear_norm_ratio"] == pytest.approx([0.5])
+    growth = {name: ratio["w"] for name, ratio in found["summary"].items() if name.endswith("_growth")}
+    ranks = dict.fromkeys(("effective_rank_growth", "stable_rank_growth", "participation_ratio_growth"), 1 / 4)
+    norms = {"nuclear_norm_growth": 1 / 2, "frobenius_norm_growth": 1.0, "spectral_norm_growth": 2.0}
+    assert growth == pytest.approx(ranks | norms)
 
 
 def test_what_begins_at_zero_has_no_ratio(measured: Callable[..., Any]) -> None:
     facts = measured({0: {"w": np.zeros((4, 4))}, 1: {"w": np.eye(4)}})["summary"]
-    assert facts["limit_rank"] == [4] and facts["stable_rank_ratio"] == [None]
+    assert facts["limit_rank"] == {"w": 4} and facts["stable_rank_growth"] == {"w": None}
 
 
 def test_zero_broken_and_cut_off_spectra_have_no_limit_rank() -> None:
@@ -94,16 +93,16 @@ def test_embedding_product_is_the_dense_one(look: Any, tied: bool) -> None:
     embed, unembed = RNG(0).standard_normal((11, 4)), RNG(1).standard_normal((11, 4))
     tensors = {"model.embed_tokens.weight": embed, "model.norm.weight": np.ones(4)}
     tensors |= {} if tied else {"lm_head.weight": unembed}
-    found = Rank(embedding=True).analyze(look(Rank(embedding=True), tensors, config=config))
+    found = Rank(embedding=True).analyze(BatchView([look(Rank(embedding=True), tensors, config=config)]))
     s = np.linalg.svd((embed if tied else unembed) @ embed.T, compute_uv=False)[:4]
-    assert found["product"] == ["unembed.embed"] and found["product_full_rank"].tolist() == [4]
-    np.testing.assert_allclose(found["product_singular_values"][0, :4], s, rtol=1e-9)
-    assert found["product_stored_dtype"] == ["float64"]
-    assert Rank().analyze(look(Rank(), tensors, config=config))["product"] == []
+    assert found["product"] == ["unembed.embed"] and found["product_full_rank"].tolist() == [[4]]
+    np.testing.assert_allclose(found["product_singular_values"][0, 0, :4], s, rtol=1e-9)
+    assert found["product_stored_dtype"].tolist() == [["float64"]]
+    assert Rank().analyze(BatchView([look(Rank(), tensors, config=config)]))["product"] == []
 
 
 def test_models_without_an_embedding_have_no_such_product(look: Any) -> None:
-    found = Rank(embedding=True).analyze(look(Rank(embedding=True), {"w": np.eye(3)}))
+    found = Rank(embedding=True).analyze(BatchView([look(Rank(embedding=True), {"w": np.eye(3)})]))
     assert found["product"] == []
 
 
