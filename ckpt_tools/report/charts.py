@@ -29,13 +29,14 @@ _VIEW_OF = {"curves": "lines", "heatmap": "stepmap", "map": "map", "profile": "p
 
 @dataclass
 class Charts:
-    """Charts of one group: `main` first, `others` folded away; `texts` and `empty` have nothing to draw."""
+    """Charts of one group: `main` first, `others` folded away; the other lists name what is not drawn."""
 
     main: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     texts: list[Variable] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     too_large: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
 
 def numbers(variable: Variable) -> NDArray[np.float32]:
@@ -48,14 +49,16 @@ def numbers(variable: Variable) -> NDArray[np.float32]:
     return found.reshape(len(found), prod(found.shape[1:]))
 
 
-def drawable(variable: Variable) -> bool:
-    """Whether an output is numbers of its own, neither texts nor the error of another output."""
-    return not variable.is_text and not variable.error_of and variable.dims[:1] == ("step",)
+def drawable(variable: Variable, group: ResultGroup) -> bool:
+    """Whether an output is numbers of its own along steps, neither texts nor the error of another output."""
+    of = group.variables.get(variable.error_of)
+    is_error = of is not None and of.shape == variable.shape
+    return not variable.is_text and not is_error and variable.dims[:1] == ("step",)
 
 
 def wanted(group: ResultGroup) -> Iterator[int]:
     """Yield how many values each drawable output has."""
-    yield from (prod(v.shape) for v in group.variables.values() if drawable(v))
+    yield from (prod(v.shape) for v in group.variables.values() if drawable(v, group))
 
 
 def charts_of(group: ResultGroup, where: int, blocks: Blocks, most: int) -> Charts:
@@ -67,7 +70,9 @@ def charts_of(group: ResultGroup, where: int, blocks: Blocks, most: int) -> Char
     for variable in group.variables.values():
         if variable.is_text:
             found.texts.append(variable)
-        elif drawable(variable):
+        elif variable.dims[:1] != ("step",):
+            found.elsewhere.append(variable.name)
+        elif drawable(variable, group):
             chart = _chart(variable, errors.get(variable.name), _views(variable, group), blocks, most, found)
             if chart:
                 labels = [_labels(group.labels[dim]) for dim in variable.dims[1:]]
