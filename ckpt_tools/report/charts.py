@@ -79,7 +79,7 @@ def charts_of(group: ResultGroup, where: int, blocks: Blocks, most: int) -> Char
                 ready[variable.name] = {"file": where, "group": group.name, "steps": steps, "labels": labels, **chart}
     for name, figure in figures.items():
         if name in ready:
-            ready[name] |= _asked(figure, ready[name])
+            ready[name] |= _asked(figure, ready[name]) | _against(figure, ready[name], ready)
     main = [name for name in figures if name in ready] or _telling(group, ready)[:MAIN_CHARTS]
     found.main = [ready[name] for name in main]
     found.others = [chart for name, chart in ready.items() if name not in main]
@@ -118,6 +118,17 @@ def _asked(figure: Mapping[str, Any], chart: Mapping[str, Any]) -> dict[str, Any
     if figure.get("lines") in chart["dims"]:
         asked["lines"] = figure["lines"]
     return asked
+
+
+def _against(
+    figure: Mapping[str, Any], chart: Mapping[str, Any], ready: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the output of the same dimensions that a scatter chart has across, with that view put first."""
+    other = ready.get(str(figure.get("against")))
+    if other is None or any(other[key] != chart[key] for key in ("dims", "shape", "byCell", "total")):
+        return {}
+    across = {key: other[key] for key in ("output", "name", "unit", "low", "high", "values", "index")}
+    return {"against": across, "views": ["scatter", *chart["views"]], "lines": None}
 
 
 def _chart(
