@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types unit wheel demo fuzz clean
+.PHONY: setup test lint types unit wheel demo fuzz studies clean
 
 setup: $(STAMP)
 
@@ -43,5 +43,13 @@ fuzz: setup
 demo: setup
 	$(THREADS) sh samples/demo.sh $(BIN)/ckpt
 
+# Every paper's claims at miniature size, seeds 0 to 2, and their table in docs/studies.md; goes on where it stopped.
+studies: setup
+	set -e; for file in samples/studies/*.py; do \
+		echo "== $$file"; \
+		$(THREADS) $(BIN)/ckpt study $$file --seeds 3 --out studies-out/$$(basename $$file .py); \
+	done
+	$(BIN)/python -m ckpt_tools.study.table studies-out docs/studies
+
 clean:
-	rm -rf .venv .venv-wheel build dist *.egg-info demo
+	rm -rf .venv .venv-wheel build dist *.egg-info demo studies-out

@@ -29,8 +29,12 @@ _CAVEATS = {
 @click.option("--what", multiple=True, metavar="NAME", help="Analyzer or analyzer.output, as rank.effective_rank.")
 @click.option("--matrices", multiple=True, metavar="GLOB", help="Only rows whose label matches, as 'layers.*.attn.q'.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, NaN as null.")
-def show(results: str, what: tuple[str, ...], matrices: tuple[str, ...], as_json: bool) -> None:
+@click.option("--validate", is_flag=True, help="Check the file against the schema instead, and list every fault.")
+def show(results: str, what: tuple[str, ...], matrices: tuple[str, ...], as_json: bool, validate: bool) -> None:
     """Print RESULTS as tables: per matrix its first, last, smallest and largest value, and a sparkline over steps."""
+    if validate:
+        _validate(results)
+        return
     from ..results import read_results
     from ..results.choose import select
 
@@ -40,6 +44,20 @@ def show(results: str, what: tuple[str, ...], matrices: tuple[str, ...], as_json
             click.echo(json.dumps(as_data(found, chosen), allow_nan=False))
         else:
             _print(found, chosen)
+
+
+def _validate(path: str) -> None:
+    """Say that a file keeps the schema; ResultsError with every fault when it does not."""
+    from ..errors import ResultsError
+    from ..results.validate import RULES
+    from ..results.validate import validate as faults_of
+    from ..results.writer import SCHEMA, SCHEMA_VERSION
+
+    faults = faults_of(path)
+    if faults:
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        raise ResultsError(f"{path} breaks the results schema (docs/results.md) in {len(faults)} place(s):{listed}")
+    click.echo(f"{path} keeps {SCHEMA} {SCHEMA_VERSION}: {len(RULES) + 2} rules hold")
 
 
 def as_data(found: Results, chosen: Sequence[Chosen]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def profiles(data: Data, log_steps: bool = False) -> Sheet:
     texts = [d for d in data.dims[:-1] if isinstance(data.of(d)[0], str)]
     if len(at) == 1 and texts:
         panels, scale = _by_layer(data, texts[0], by_role(data.of(texts[0])), inner=dim)
-        return [Panel(p.title, [replace(line, x=x, y=line.y[0]) for line in p.lines]) for p in panels], scale
+        return [Panel(p.title, [replace(line, x=x, y=line.y[0], band=None) for line in p.lines]) for p in panels], scale
     scale = Scale([float(data.steps[i]) for i in at], STEP, log_steps) if len(at) > 1 else None
     panels = []
     for title, part in data.panels([dim]):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,8 @@ import numpy as np
 from ..errors import ResultsError, nearest
 from ..results.names import printable
 from ..results.reader import Results
+from ..results.settings import SEEDS, settings_of
 from .data import Data
-
-_SEEDS = ("seed", "train.seed")
-_PART = re.compile(r"(\w+)=([^_]+(?:_[^_=]+)*?)(?=_\w+=|$)")
 
 
 @dataclass(frozen=True)
@@ -28,27 +24,6 @@ class Set:
     number: float | None = None
 
 
-def settings_of(found: Results) -> dict[str, Any]:
-    """Return what a run was made with, flat (`config.gamma`, `train.lr`, `seed`), else what its folder's name says."""
-    run = found.attrs.get("run") or {}
-    flat = {
-        f"{part}.{key}": value
-        for part, settings in run.items()
-        if isinstance(settings, Mapping)
-        for key, value in settings.items()
-    }
-    flat |= {key: value for key, value in run.items() if not isinstance(value, Mapping)}
-    name = PurePath(str(found.attrs.get("source", ""))).name
-    return flat or {key: _number(value) for key, value in _PART.findall(name)}
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def sets(results: Sequence[Results], by: str = "") -> tuple[str, list[Set]]:
     """Return the setting on the colour scale (or "") and the sets of results that share a line.
 
@@ -57,8 +32,8 @@ def sets(results: Sequence[Results], by: str = "") -> tuple[str, list[Set]]:
     """
     all_settings = [settings_of(found) for found in results]
     differing = _differing(all_settings)
-    names = [_resolved(by, all_settings)] if by else [name for name in differing if name not in _SEEDS]
-    if not names and not any(name in differing for name in _SEEDS) and len(results) > 1:
+    names = [_resolved(by, all_settings)] if by else [name for name in differing if name not in SEEDS]
+    if not names and not any(name in differing for name in SEEDS) and len(results) > 1:
         return "", [Set(label, (i,)) for i, label in enumerate(_file_names(results))]
     found: dict[tuple[str, ...], list[int]] = {}
     for i, settings in enumerate(all_settings):

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from ckpt_tools import Checkpoint, Family, ModelHost, ProbeSource, open_trajectory, read_run
 from ckpt_tools.roles import assign
 from ckpt_tools.run import read_metrics
+from ckpt_trainers.attn_mlp import AttnMLP
 from ckpt_trainers.emb_mlp import EmbMLP
 from ckpt_trainers.gpt import GPT
 from ckpt_trainers.loop import TrainedFamily
@@ -56,6 +57,20 @@ CASES = {
         {**ANCHOR, "d_ff": 24, "norm": "post", "bias": True},
         {"layers": 1},
         (5.19951374557, 4.23525635258, 2.23961103459),
+    ),
+    "attn_mlp": Case(
+        AttnMLP,
+        "signal",
+        {"samples": 20, "dimension": 8, "gamma": 0.5},
+        {"d_ff": 5},
+        (0.994610536153, 0.981480686753, 0.951557939864),
+    ),
+    "next item": Case(
+        Transformer,
+        "next_item",
+        {"samples": 50, "batch": 0, "d_model": 8, "d_ff": 12, "gamma": 0.5},
+        {"layers": 2},
+        (5.3984146453, 5.38270490023, 5.33884766529),
     ),
     "mlp": Case(
         MLP,

@@ -9,6 +9,7 @@ import pytest
 
 from ckpt_tools.errors import OptionError
 from ckpt_tools.run import read_run
+from ckpt_trainers.attn_mlp import AttnMLP
 from ckpt_trainers.emb_mlp import EmbMLP
 from ckpt_trainers.gpt import GPT
 from ckpt_trainers.loop import TrainedFamily
@@ -26,7 +27,8 @@ ALL = [(task, name) for task in TASKS for name in presets(task)]
 def meant_for(task: str, name: str) -> list[type[TrainedFamily]]:
     """The families that a preset has a table for, else one that reads what the task gives."""
     named = [FAMILIES[key] for key, value in presets(task)[name].items() if isinstance(value, dict)]
-    return named or [MLP if task_class(task).gives == "vectors" else Transformer]
+    readers: dict[str, type[TrainedFamily]] = {"tokens": Transformer, "vectors": MLP, "sequences": AttnMLP}
+    return named or [readers[task_class(task).gives]]
 
 
 @pytest.mark.parametrize(("task", "name"), ALL)

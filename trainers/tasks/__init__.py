@@ -7,9 +7,9 @@ A batch is a dict of tensors. Examples lie along the first axis of
 - `weights` (optional) of the positions scored, of the targets' axes without v, summing to 1 over the batch
 
 or, where a task `gives` vectors, `inputs` [B, d_in], `targets` [B, d_out] and `weights` (optional) of entries of the
-targets, summing to 1. What all examples share lies beside them, such as `key_log_weight` [T]. Floating-point tensors
-are float64; the loop turns them into its own precision. Probe and evaluation batches may say more about each example,
-such as
+targets, summing to 1, or, where it gives sequences, `inputs` [B, s, d] and `targets` [B]. What all examples share lies
+beside them, such as `key_log_weight` [T]. Floating-point tensors are float64; the loop turns them into its own
+precision. Probe and evaluation batches may say more about each example, such as
 
 - `split` int64 [B]: which of the task's `splits` it belongs to; 0 are examples as they are trained on
 """
@@ -32,7 +32,11 @@ TASKS = {
     "inverse": "Inverse",
     "markov": "Markov",
     "matrix": "Matrix",
+    "memory_reasoning": "MemoryReasoning",
+    "permutation": "Permutation",
+    "next_item": "NextItem",
     "regression": "Regression",
+    "signal": "Signal",
     "text": "Text",
     "two_hop": "TwoHop",
 }

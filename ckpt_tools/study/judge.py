@@ -1,0 +1,83 @@
+"""Claims against results: a number, its threshold, and whether it holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .declare import Claim
+from .found import Found, MissingRun
+from .load import Loaded
+
+CLAIMS_FILE = "claims.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim for one seed, or for all of them (`seed` None).
+
+    `measured` is None where what the claim is about never happened; it then does not hold. `holds` is None where the
+    claim could not be measured at all, and `reason` says why.
+    """
+
+    claim: Claim
+    seed: int | None
+    measured: float | None
+    holds: bool | None
+    reason: str = ""
+
+    def as_dict(self, study: str) -> dict[str, Any]:
+        """Return the verdict as one entry of `claims.json`."""
+        return {
+            "study": study,
+            "claim": self.claim.label,
+            "seed": self.seed,
+            "measured": self.measured,
+            "direction": self.claim.direction,
+            "threshold": self.claim.threshold,
+            "holds": self.holds,
+        }
+
+
+def verdicts(claims: Iterable[Claim], found: Sequence[Found]) -> list[Verdict]:
+    """Return all claims for all seeds, claim by claim."""
+    return [verdict for claim in claims for verdict in _of(claim, found)]
+
+
+def _of(claim: Claim, found: Sequence[Found]) -> Iterator[Verdict]:
+    single = [_measured(claim, one) for one in found]
+    if claim.over is None:
+        yield from single
+        return
+    missing = next((v for v in single if v.holds is None), None)
+    if missing is not None:
+        yield Verdict(claim, None, None, None, missing.reason)
+    elif any(v.measured is None for v in single):
+        yield Verdict(claim, None, None, False)
+    else:
+        yield _judged(claim, None, claim.over([v.measured for v in single if v.measured is not None]))
+
+
+def _measured(claim: Claim, found: Found) -> Verdict:
+    try:
+        number = claim.measure(found)
+    except MissingRun as error:
+        return Verdict(claim, found.seed, None, None, str(error))
+    return _judged(claim, found.seed, number)
+
+
+def _judged(claim: Claim, seed: int | None, number: float | None) -> Verdict:
+    measured = None if number is None or math.isnan(number) else float(number)
+    return Verdict(claim, seed, measured, measured is not None and bool(claim.holds(measured)))
+
+
+def write_claims(loaded: Loaded, judged: Iterable[Verdict], out: Path) -> Path:
+    """Write `claims.json` and return its path."""
+    path = out / CLAIMS_FILE
+    rows = [verdict.as_dict(loaded.name) for verdict in judged]
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return path
