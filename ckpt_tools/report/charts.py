@@ -117,6 +117,8 @@ def _asked(figure: Mapping[str, Any], chart: Mapping[str, Any]) -> dict[str, Any
     asked["logY"] = "y" in log and chart["total"] > 1
     if figure.get("lines") in chart["dims"]:
         asked["lines"] = figure["lines"]
+    elif view == "stepmap" and chart["dims"]:
+        asked["lines"] = chart["dims"][-1]
     return asked
 
 

@@ -92,6 +92,14 @@ def test_figures_an_analyzer_asks_for_come_first(many, figures, main):
         assert found.main[0]["views"][0] == "map" and found.main[1]["logY"] is True
 
 
+def test_a_heat_map_has_the_last_dimension_up(many):
+    with read_results(many) as results:
+        group = results["kinds"]
+        group.attrs["figures"] = [{"output": "five", "kind": "heatmap"}]
+        (chart,) = charts_of(group, 0, Blocks(), 10**6).main
+    assert chart["views"][0] == "stepmap" and chart["lines"] == "key"
+
+
 def test_outputs_of_another_form_are_drawn_or_named(many, tmp_path):
     path = tmp_path / "odd.h5"
     path.write_bytes(many.read_bytes())
