@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types unit wheel demo studies clean
+.PHONY: setup test lint types unit wheel demo fuzz studies clean
 
 setup: $(STAMP)
 
@@ -36,16 +36,22 @@ wheel: setup
 
 test: lint types unit wheel
 
+# Ten minutes of damaged files through every reader; `make unit` takes seconds of it.
+fuzz: setup
+	$(THREADS) CKPT_FUZZ_SECONDS=600 $(BIN)/pytest -q --no-cov tests/fuzz
+
 demo: setup
 	$(THREADS) sh samples/demo.sh $(BIN)/ckpt
 
 # Every paper's claims at miniature size, seeds 0 to 2, and their table in docs/studies.md; goes on where it stopped.
-studies: setup
-	set -e; for file in samples/studies/*.py; do \
-		echo "== $$file"; \
-		$(THREADS) $(BIN)/ckpt study $$file --seeds 3 --out studies-out/$$(basename $$file .py); \
-	done
+# Texts for a study: make studies DATA_focus_dilution="--data tinystories=FILE --data wikitext=FILE"
+STUDIES := $(basename $(notdir $(wildcard samples/studies/*.py)))
+
+studies: $(addprefix study-,$(STUDIES))
 	$(BIN)/python -m ckpt_tools.study.table studies-out docs/studies
+
+study-%: setup
+	$(THREADS) $(BIN)/ckpt study samples/studies/$*.py --seeds 3 --out studies-out/$* $(DATA_$*)
 
 clean:
 	rm -rf .venv .venv-wheel build dist *.egg-info demo studies-out

@@ -21,7 +21,7 @@ from . import hookspecs
 from .analyzer import Analyzer, declaration_faults
 from .errors import PluginError, nearest
 from .family import Family
-from .hookspecs import PROJECT
+from .hookspecs import PROJECT, hookimpl
 
 C = TypeVar("C", Analyzer, Family)
 
@@ -30,7 +30,7 @@ C = TypeVar("C", Analyzer, Family)
 class Plugin:
     """One provider: an entry point or a file, what it provides once loaded, or why it cannot.
 
-    `cheap` marks the core's own tables, which import neither torch nor anything else of weight.
+    `cheap` marks what costs nothing more to load: the core's own tables, and files that a user named.
     """
 
     name: str
@@ -165,8 +165,11 @@ class Registry:
 
 
 def load_registry(files: Iterable[str | Path] = ()) -> Registry:
-    """Return the registry of installed entry points plus single plugin files."""
-    return Registry([*(_from_entry_point(e) for e in _installed()), *(_from_file(Path(f)) for f in files)])
+    """Return the registry of installed entry points plus single files: plugins in Python, role tables in TOML.
+
+    Families of files are asked before all others whose checkpoint it is.
+    """
+    return Registry([*(_from_file(Path(f)) for f in files), *(_from_entry_point(e) for e in _installed())])
 
 
 def _installed() -> list[EntryPoint]:
@@ -183,10 +186,24 @@ def _from_entry_point(entry: EntryPoint) -> Plugin:
 def _from_file(path: Path) -> Plugin:
     if not path.is_file():
         raise PluginError(f"--plugin-file {path}: no such file.")
-    plugin = Plugin(path.stem, str(path), "", lambda: _import_file(path), distribution=str(path)).ensure()
+    load = _FamilyFile if path.suffix.lower() == ".toml" else _import_file
+    plugin = Plugin(path.stem, str(path), "", lambda: load(path), distribution=str(path), cheap=True).ensure()
     if plugin.broken:
         raise PluginError(f"--plugin-file {path}: {plugin.broken}")
     return plugin
+
+
+class _FamilyFile:
+    """A role table in TOML as a plugin."""
+
+    def __init__(self, path: Path) -> None:
+        from .hf import load_family_file
+
+        self.family = load_family_file(path)
+
+    @hookimpl
+    def ckpt_families(self) -> list[type[Family]]:
+        return [self.family]
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -50,7 +50,10 @@ def parse_cache_size(ctx: click.Context, param: click.Parameter, value: str | No
     shell_complete=complete_plugins,
     help="Analyzer to run; repeat for several. `ckpt plugins` lists them.",
 )
-@click.option("--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Python file with a plugin.")
+@click.option(
+    "--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Plugin in Python, or role table in TOML."
+)
+@click.option("--part", default="", help="Which of several sets of weights in a checkpoint, as in ema.")
 @click.option("--steps", help="Steps to take: 0:1000:10, log:50, at:0,1,2, first, last, or a union with commas.")
 @click.option("--matrices", multiple=True, help="Only matrices whose name fits this glob, as in 'layers.*.attn.q'.")
 @click.option("--set", "settings", multiple=True, metavar="ANALYZER.OPTION=VALUE", help="Set an analyzer's option.")

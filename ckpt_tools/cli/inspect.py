@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", type=click.Path())
 @click.option("--step", type=int, help="Which checkpoint of a trajectory to list (default: the last).")
-@click.option("--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Python file with a family.")
+@click.option("--part", default="", help="Which of several sets of weights in a checkpoint, as in ema.")
+@click.option(
+    "--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Plugin in Python, or role table in TOML."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(source: str, step: int | None, plugin_files: tuple[str, ...], as_json: bool) -> None:
+def inspect(source: str, step: int | None, part: str, plugin_files: tuple[str, ...], as_json: bool) -> None:
     """List tensors, roles, shapes, dtypes and steps of SOURCE, and what is skipped and why. Reads headers only."""
     from ..checkpoint import open_trajectory
     from ..layouts import Layouts
     from ..registry import load_registry
 
-    trajectory = open_trajectory(source)
+    trajectory = open_trajectory(source, part=part)
     layouts = Layouts(load_registry(plugin_files), trajectory.run)
     with trajectory.checkpoint(trajectory.steps[-1] if step is None else step) as checkpoint:
         facts = _facts(trajectory, checkpoint, layouts.of(checkpoint))

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 @click.group(invoke_without_command=True)
-@click.option("--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Python file with a plugin.")
+@click.option(
+    "--plugin-file", "plugin_files", multiple=True, type=click.Path(), help="Plugin in Python, or role table in TOML."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plugins(ctx: click.Context, plugin_files: tuple[str, ...], as_json: bool) -> None:

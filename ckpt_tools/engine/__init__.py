@@ -59,6 +59,7 @@ def analyze(
     strict: bool = False,
     force: bool = False,
     cache_size: int | None = None,
+    part: str = "",
     on_progress: Progress = lambda done, total, detail: None,
 ) -> Outcome:
     """Run analyzers over a source and write the results file; return what was done.
@@ -66,7 +67,8 @@ def analyze(
     `plugins` are names, classes or configured instances; `options` is `{"rank": {"k": 8}}`; `data` are keywords of
     `ckpt_tools.data.DataSource`. A results file that exists is extended: only what is missing is computed; `force`
     starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. `cache_size`
-    bounds in bytes the copies of remote files that cannot be read in parts. Raises a CkptError for anything the caller
+    bounds in bytes the copies of remote files that cannot be read in parts; `part` chooses among several sets of
+    weights in each checkpoint, such as "ema". Raises a CkptError for anything the caller
     can mend, before the long work where possible.
     """
     started = time.monotonic()
@@ -80,6 +82,7 @@ def analyze(
         data or {},
         timeout,
         cache_size,
+        part,
     )
     target = _target(Path(output), force)
     plan = job.plan(registry)

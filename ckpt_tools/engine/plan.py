@@ -37,6 +37,7 @@ class Job:
     data: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
     cache_size: int | None = None
+    part: str = ""
 
     def plan(self, registry: Registry | None = None, trajectory: Trajectory | None = None) -> Plan:
         """Return the plan; every mistake in names and options is raised here, before any long work.
@@ -45,7 +46,7 @@ class Job:
         """
         registry = registry or load_registry(self.plugin_files)
         configured = configure(self.analyzers, registry, self.options)
-        trajectory = trajectory or open_trajectory(self.source, cache_size=self.cache_size)
+        trajectory = trajectory or open_trajectory(self.source, part=self.part, cache_size=self.cache_size)
         steps = trajectory.select(self.steps) if self.steps else trajectory.steps
         layouts = Layouts(registry, trajectory.run, self.matrices)
         return Plan(self, trajectory, list(steps), configured, registry, layouts)

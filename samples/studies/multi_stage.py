@@ -87,8 +87,8 @@ def draw(figure, found):
             below.axvspan(steps[at[1]], steps[at[2]], color=colour, alpha=0.1, lw=0)
     above.plot(found[0]["large"]["trajectory"].steps, loss(found[0], "large"), "k:", label="control, large weights")
     above.set(ylabel="loss", yscale="log")
-    below.set(xlabel="step", ylabel="speed of amplitudes", yscale="log", xscale="symlog")
-    above.legend()
+    below.set(xlabel="step", ylabel="speed of amplitudes", yscale="log", xscale="log", xlim=(20, None))
+    above.legend(loc="lower left")
 
 
 def stage_rows(found):
