@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ckpt_tools import (
     Analyzer,
+    Figure,
     OptionError,
     Out,
     PluginError,
@@ -58,6 +59,11 @@ class Alignment(Analyzer):
 
     name = "alignment"
     needs = "forward"
+    reading = (
+        "Whether two groups of hidden states mean the same to the model: CKA and cosine are 1 for states alike up "
+        "to rotation or length, and near 0 for unrelated ones. Ranks of tokens, read off each layer as if it were "
+        "the last, say from where on an answer is there: 0 is the top."
+    )
     facts: str = option("", help="JSONL file of facts; none: groups of the batch, else each position and the next.")
     tokenizer: str = option("", help="Vocabulary file for facts given as text.")
     a: str = option("", help="Group a of the batch as tensor=value, such as split=0; with b and pair.")
@@ -68,6 +74,12 @@ class Alignment(Analyzer):
     most: int = option(512, help="Most pairs of neighbouring positions, where nothing names groups.", min=4)
     rows: int = option(64, help="Examples in memory at a time.", min=1)
 
+    figures = (
+        Figure("cosine", lines="layer"),
+        Figure("mismatched_cosine", lines="layer"),
+        Figure("cka", lines="layer"),
+        Figure("bridge_top", lines="layer"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "cka": Out(GROUP, "1", "CKA of the groups"),
         "cosine": Out(GROUP, "1", "Mean cosine of pairs"),

@@ -16,6 +16,7 @@ from ..layouts import Layouts
 from ..registry import Registry, load_registry
 from ..run.reader import PROBE_FILE
 from ..text import VOCABULARIES
+from .memory import Budget
 
 if TYPE_CHECKING:
     from ..host import BatchSource
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class Job:
     """What a user asked for, as plain data: workers rebuild the same plan from it.
 
-    `data` are the arguments of `ckpt_tools.data.DataSource` as keywords, empty for a run's own probe batch.
+    `data` are the arguments of `ckpt_tools.data.DataSource` as keywords, empty for a run's own probe batch. `memory` is
+    the bytes one process may use; results do not depend on it.
     """
 
     source: str
@@ -38,6 +40,12 @@ class Job:
     timeout: float | None = None
     cache_size: int | None = None
     part: str = ""
+    memory: int = 1 << 30
+
+    @property
+    def budget(self) -> Budget:
+        """What one process may use of its memory for what."""
+        return Budget(self.memory)
 
     def plan(self, registry: Registry | None = None, trajectory: Trajectory | None = None) -> Plan:
         """Return the plan; every mistake in names and options is raised here, before any long work.
@@ -71,11 +79,7 @@ class Plan:
 
     def path_of(self, step: int) -> Location:
         """Return where the checkpoint of a step lies."""
-        return self._paths[step]
-
-    @cached_property
-    def _paths(self) -> dict[int, Location]:
-        return {entry.step: entry.path for entry in self.trajectory.entries}
+        return self.trajectory.entry(step).path
 
     @property
     def runs_models(self) -> bool:
