@@ -174,8 +174,9 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
         ),
     ],
     shown="""
-Trained pairs are learned with and without decay. On the others the decayed model goes on improving long after, while
-the rank of W_V falls; without decay both stay where they were. The map shows the same over all settings: a strongly
-negative rank correlation says that low complexity goes with composing.
+Trained pairs are learned with and without decay within 1000 steps. On the others the decayed model goes on improving
+for thousands of steps while the rank of W_V falls to half; without decay accuracy stays near .25 and the rank falls
+little. The map has both for a smaller initialization too; the rank correlation over it says whether low complexity
+goes with composing, a negative one that it does.
 """,
 )
