@@ -51,12 +51,14 @@ def points(found: Sequence[Found]) -> np.ndarray:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Spearman's rank correlation, ties sharing their mean rank."""
+    """Return Spearman's rank correlation, ties sharing their mean rank; NaN where either is constant."""
 
     def ranks(values: np.ndarray) -> np.ndarray:
         _, place, count = np.unique(values, return_inverse=True, return_counts=True)
         return (np.cumsum(count) - (count - 1) / 2)[place]
 
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
     return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
