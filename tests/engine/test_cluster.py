@@ -159,7 +159,8 @@ def test_clear_errors(trajectory: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 SBATCH = """#!/bin/sh
 # Runs the script of a job at once, as a cluster of this one machine would.
-setsid sh "$1" > {log} 2>&1 &
+cp "$1" {log}.sh  # as the real one does: the script is removed once this returns
+setsid sh {log}.sh > {log} 2>&1 &
 echo $! >> {jobs}
 echo "Submitted batch job $!"
 """
