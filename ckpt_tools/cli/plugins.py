@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -110,7 +111,7 @@ def _default(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value) or " "
 
 
-def _rows_of(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _rows_of(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     body = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {row} |" for row in body)]
 
