@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,6 +87,28 @@ class Bench:
                 return [runner.record_of(plan.analyzers[0], position) for position in range(len(plan.steps))]
             finally:
                 runner.close()
+
+    def block(self) -> list[Record]:
+        """Return the records of the ordinary specimen from one block of all its steps, or raise what that raises."""
+        errors: list[Exception] = []
+
+        def analyze(analyzer: Analyzer, view: Any) -> Mapping[str, Any]:
+            try:
+                return self.cls.analyze(analyzer, view)
+            except Exception as error:
+                errors.append(error)
+                raise
+
+        watched = cast(type[Analyzer], type(self.cls.__name__, (self.cls,), {"analyze": analyze}))
+        plan = self.plan(self.source("ordinary"), watched.parse(self.options))
+        name = self.cls.name
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            results = list(Runner(plan).run({position: [name] for position in range(len(plan.steps))}))
+        # The runner goes step by step where a block fails, so that its failure leaves no other trace.
+        if errors:
+            raise errors[0]
+        return [result.records[name] for result in results]
 
     def ordinary(self, analyzer: Analyzer | None = None) -> list[Record]:
         """Return the records of the ordinary specimen, or raise Blocked when the analyzer does not run on it."""

@@ -13,7 +13,7 @@ import numpy as np
 from ..analyzer import NEEDS, SYMMETRIES, Analyzer, declaration_faults
 from ..engine.run import Runner
 from ..errors import PluginError
-from ..results import Group, Record, read_results, write_results
+from ..results import Group, Record, Series, check_summary, read_results, write_results
 from .bench import Bench, Blocked, NonConformance, NotApplicable, differences
 from .specimens import Array, Change, one_row, poisoned, zeroed
 
@@ -49,6 +49,30 @@ def needs(bench: Bench) -> None:
     except PluginError:
         return
     raise NonConformance(f"declares needs={NEEDS[level]!r} but {NEEDS[level - 1]!r} is enough: declare that")
+
+
+def blocks(bench: Bench) -> None:
+    """A batched analyzer gives the same for a block of steps as for its steps one by one."""
+    if not bench.cls.batched:
+        raise NotApplicable("the analyzer is not batched")
+    single = bench.ordinary()
+    together = _attempt(bench, bench.block, "a block of steps")
+    differ = differences(single, together, exact=False)
+    if differ:
+        raise NonConformance(f"a block of steps differs from its steps one by one in {differ}: keep steps apart")
+
+
+def summary(bench: Bench) -> None:
+    """The summary of a trajectory, and that of a single step, is made of numbers, texts, lists and dicts."""
+    records, analyzer = bench.ordinary(), bench.fresh()
+    for what, found in (("a trajectory", records), ("a single step", records[:1])):
+        series = Series(analyzer.outputs, found)
+        _attempt(bench, lambda series=series, what=what: _facts(analyzer, series, what), f"the summary of {what}")  # type: ignore[misc]
+
+
+def _facts(analyzer: Analyzer, series: Series, what: str) -> list[Record]:
+    check_summary(analyzer, analyzer.summarize(series), what)
+    return []
 
 
 def deterministic(bench: Bench) -> None:
@@ -215,6 +239,8 @@ CHECKS: dict[str, Check] = {
     "declaration": declaration,
     "outputs": outputs,
     "needs": needs,
+    "blocks": blocks,
+    "summary": summary,
     "deterministic": deterministic,
     "stateless": stateless,
     "global_randomness": global_randomness,

@@ -46,6 +46,27 @@ class Greedy(Innocent):
     invariant_to: set[str] = set()
 
 
+class Blurred(Innocent):
+    """Measures steps against the mean of their block."""
+
+    name = "blocks"
+    batched = True
+    invariant_to: set[str] = set()
+
+    def analyze(self, view: Any) -> dict[str, Any]:
+        norms = [np.linalg.norm(m, axis=(1, 2)) for m in view.matrices().values()]
+        return {"matrix": view.matrix_names(), "norm": np.transpose([n - n.mean() for n in norms])}
+
+
+class Hasty(Innocent):
+    """Compares the second step with the first, whether there is one or not."""
+
+    name = "summary"
+
+    def summarize(self, series: Any) -> dict[str, Any]:
+        return {"growth": series["norm"][1] - series["norm"][0]}
+
+
 class Dice(Innocent):
     """Draws from a generator of its own that nobody seeded."""
 
@@ -160,6 +181,6 @@ class Ordered(Innocent):
 
 
 MUTANTS = [
-    Mute, Forgetful, Greedy, Dice, Counter, Reseeder, Scribbler, Divider, Closure, Speller, Scaled, Summed, Signed,
-    Ordered,
+    Mute, Forgetful, Greedy, Blurred, Hasty, Dice, Counter, Reseeder, Scribbler, Divider, Closure, Speller, Scaled,
+    Summed, Signed, Ordered,
 ]  # fmt: skip
