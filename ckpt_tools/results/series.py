@@ -17,6 +17,8 @@ from .record import DTYPES, PADDING, Labels, OutLike, Record, dims_of
 
 Array = NDArray[Any]
 
+_LOADED = 64
+
 
 class Series:
     """An analyzer's own outputs over all steps: `series["effective_rank"]` is an array `[step, matrix]`.
@@ -51,10 +53,14 @@ class Series:
         if name not in self.outputs:
             raise PluginError(f"The series has no output {name!r}.{nearest(name, self.outputs)}")
         if name not in self._whole:
-            records = self._at(0, len(self))
-            self._whole[name] = self._stacked(name, records, self._places(records))
+            self._whole[name] = np.concatenate([self._part(name, at) for at in range(0, len(self) or 1, _LOADED)])
             self._whole[name].setflags(write=False)
         return self._whole[name]
+
+    def _part(self, name: str, start: int) -> Array:
+        """Return an output over the next few steps: records hold all outputs, so only a few are in memory at once."""
+        records = self._at(start, start + _LOADED)
+        return self._stacked(name, records, self._places(records))
 
     def dims(self, name: str) -> tuple[str, ...]:
         """Return an output's dimensions, `step` first."""

@@ -6,6 +6,7 @@ do is come back: a tensor that equals an earlier one bit by bit, with other valu
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,11 +54,15 @@ class Copies:
         return [*map(self._of_group, groups), *self._returns(groups), *self._stood_still(groups)]
 
     def _identical(self) -> list[tuple[int, ...]]:
-        groups: dict[frozenset[tuple[str, str]], list[int]] = defaultdict(list)
+        first: dict[bytes, int] = {}
+        groups: dict[int, list[int]] = {}
         for position, digests in enumerate(self.digests):
-            if position not in self.broken:
-                groups[frozenset(digests.items())].append(position)
-        return [tuple(group) for key, group in groups.items() if len(group) > 1 and key]
+            if digests and position not in self.broken:
+                text = repr(sorted(digests.items())).encode()
+                earlier = first.setdefault(hashlib.sha256(text).digest()[:16], position)
+                if earlier != position:
+                    groups.setdefault(earlier, [earlier]).append(position)
+        return [tuple(group) for _, group in sorted(groups.items())]
 
     def _of_group(self, group: tuple[int, ...]) -> Finding:
         steps = tuple(self.steps[position] for position in group)
@@ -78,8 +83,11 @@ class Copies:
         first_of = {position: group[0] for group in groups for position in group}
         found: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for unit in self._telling():
+            stretches = self._stretches(unit)
+            if len({digest for _, _, digest in stretches}) == len(stretches):
+                continue
             places: dict[str, list[int]] = defaultdict(list)
-            for first, _, digest in self._stretches(unit):
+            for first, _, digest in stretches:
                 places[digest].append(first)
             for digest, members in places.items():
                 distinct = tuple(sorted({first_of.get(position, position) for position in members}))

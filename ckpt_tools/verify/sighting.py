@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from ..checkpoint import Checkpoint, TensorInfo
@@ -26,7 +27,45 @@ class Held:
     telling: bool = False
 
 
-@dataclass(frozen=True)
+class Digests(Mapping[str, str]):
+    """Digests by tensor in eight bytes each: of a long trajectory, what is kept of every checkpoint."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, at: Mapping[str, int], data: bytes) -> None:
+        self._at, self._data = at, data
+
+    @classmethod
+    def of(cls, digests: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the same digests, small where they are what this packs."""
+        if any(len(digest) != _DIGITS for digest in digests.values()):
+            return digests
+        return cls(_positions(tuple(digests)), bytes.fromhex("".join(digests.values())))
+
+    def __getitem__(self, name: str) -> str:
+        at = _DIGITS // 2 * self._at[name]
+        return self._data[at : at + _DIGITS // 2].hex()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+
+@lru_cache(maxsize=64)
+def _positions(names: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: at for at, name in enumerate(names)}
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Mapping[str, Held]:
+    """Return what a checkpoint holds; one object for all checkpoints that hold the same."""
+    tensors = json.loads(text)
+    return {name: Held(dtype, tuple(shape), file, tells) for name, (dtype, shape, file, tells) in tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """One checkpoint: its tensors, digests of some or all of them, which are not finite, and the step stored inside.
 
@@ -85,8 +124,7 @@ class Sighting:
     def parse(cls, text: str) -> Self:
         """Return the sighting that `text` gave."""
         tensors, digests, nonfinite, stored = json.loads(text)
-        held = {name: Held(dtype, tuple(shape), file, tells) for name, (dtype, shape, file, tells) in tensors.items()}
-        return cls(held, digests, tuple(nonfinite), stored)
+        return cls(_parsed(json.dumps(tensors)), Digests.of(digests), tuple(nonfinite), stored)
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return `{tensor: (dtype, shape)}`."""

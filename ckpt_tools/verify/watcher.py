@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -98,12 +99,13 @@ class Watcher:
             yield Finding("nonfinite", "warning", text, where, tuple(tensors))
 
     def _changes(self, steps: list[int]) -> Iterator[Finding]:
-        layouts = [self._seen[step].layout() for step in steps]
-        for at in range(1, len(steps)):
-            if layouts[at] != layouts[at - 1]:
-                again = any(layout.keys() == layouts[at].keys() and _shapes(layout) == _shapes(layouts[at])
-                            for layout in layouts[: at - 1])  # fmt: skip
-                yield from self._change(steps[at - 1], steps[at], layouts[at - 1], layouts[at], again)
+        earlier: list[dict[str, tuple[int, ...]]] = []  # shapes of what came before the last one, each once
+        for before, step in pairwise(steps):
+            one, other = self._seen[before], self._seen[step]
+            # Checkpoints that hold the same mostly share the object that says so.
+            if one.tensors is not other.tensors and (old := one.layout()) != (new := other.layout()):
+                yield from self._change(before, step, old, new, _shapes(new) in earlier)
+                earlier.append(_shapes(old))
 
     def _change(self, before: int, step: int, old: Layout, new: Layout, again: bool) -> Iterator[Finding]:
         both = old.keys() & new.keys()

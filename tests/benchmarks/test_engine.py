@@ -1,0 +1,45 @@
+"""The proofs of the engine measure what they say, on a scale that fits a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def measured(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, Any], str]:
+    command = [sys.executable, str(FOLDER / script), *arguments, "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((tmp_path / "found.json").read_text()), done.stdout
+
+
+def test_kills(tmp_path: Path) -> None:
+    found, shown = measured(tmp_path, "kills.py", "--runs", "2", "--checkpoints", "40")
+    assert (found["runs"], found["units"], found["lost_or_computed_twice"]) == (2, 80, 0)
+    assert found["different"] == 0 and found["unreadable"] == [] and found["reads"] > 0
+    assert all(0 <= row["acknowledged"] <= 80 and row["identical"] for row in found["rows"])
+    assert "lost or computed twice   0" in shown
+
+
+def test_memory(tmp_path: Path) -> None:
+    found, shown = measured(tmp_path, "memory.py", "--lengths", "3,6", "--width", "8", "--layers", "1")
+    assert [row["checkpoints"] for row in found["rows"]] == [3, 6]
+    assert found["ratio"] == found["rows"][1]["peak_bytes"] / found["rows"][0]["peak_bytes"]
+    assert all(row["peak_bytes"] > 20 << 20 for row in found["rows"]) and "times the memory" in shown
+
+
+def test_overhead(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    arguments = ["--units", "10", "--checkpoints", "4", "--width", "16", "--rounds", "1"]
+    found, shown = measured(tmp_path, "overhead.py", *arguments)
+    seconds = found["seconds"]
+    assert set(seconds) == {"one", "two", "joblib", "dask"} and min(seconds.values()) > 0
+    assert found["workers"] == pytest.approx(seconds["two"] / seconds["one"])
+    assert all(f"{name:<8}" in shown for name in found["goals"])
