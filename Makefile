@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types unit wheel demo fuzz studies clean
+.PHONY: setup test lint types unit coverage wheel demo fuzz studies clean
 
 setup: $(STAMP)
 
@@ -27,10 +27,13 @@ types: setup
 
 unit: setup
 	# Tests that kill processes depend on the scheduler: what fails among two busy processes must pass alone.
-	$(THREADS) $(BIN)/pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered \
+	$(THREADS) $(BIN)/pytest -q -n 2 --dist loadfile \
 		|| $(THREADS) $(BIN)/pytest -q --last-failed
 
-# The same tests against the built wheel, in an environment where the checkout is not importable.
+coverage: setup
+	$(THREADS) $(BIN)/pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+# The tests against the built wheel, in an environment where the checkout is not importable.
 wheel: setup
 	sh tests/wheel.sh $(VENV) .venv-wheel
 

@@ -9,6 +9,8 @@ import pytest
 
 import ckpt_tools
 
+pytestmark = pytest.mark.slow
+
 CORE = Path(ckpt_tools.__file__).parent
 LAYERS = [
     ["errors", "losses", "streams"],

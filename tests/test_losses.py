@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from ckpt_tools.losses import linear_cross_entropy
 
+pytestmark = pytest.mark.slow
+
 
 def inputs(positions: int = 13, d: int = 4, vocabulary: int = 7) -> tuple[list[Tensor], Tensor]:
     g = torch.Generator().manual_seed(0)

@@ -21,7 +21,7 @@ from ckpt_tools.engine.cluster import Cluster
 from ckpt_tools.errors import ClusterError, OptionError
 
 distributed = pytest.importorskip("distributed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own, of many kinds
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Dask's own, of many kinds
 
 PLUGIN = '''
 import os, time

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from ckpt_tools import Analyzer, Out, analyze
 from ckpt_tools.errors import PluginError, ResultsError
 
+pytestmark = pytest.mark.slow
+
 
 def save(trajectory: Path, step: int, value: float) -> Path:
     folder = trajectory / f"step-{step}"

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from ckpt_tools import Analyzer, Out, Outcome, analyze, option
 from ckpt_tools.errors import CkptError, FormatError, ResultsError
 
+pytestmark = pytest.mark.slow
+
 Analyze = Callable[..., Outcome]
 RNG = np.random.default_rng(0)
 

@@ -16,6 +16,8 @@ import pytest
 from ckpt_tools import Analyzer, Out, RunWriter, analyze
 from ckpt_tools.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 
 

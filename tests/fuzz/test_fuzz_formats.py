@@ -27,6 +27,8 @@ from hypothesis import strategies as st
 from ckpt_tools.checkpoint import open_checkpoint
 from ckpt_tools.errors import CkptError
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("CKPT_FUZZ_SECONDS", "0"))
 LIMIT = 2**28
 """Bytes that a damaged file of a few kilobytes may take while it is read."""

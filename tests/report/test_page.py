@@ -14,6 +14,8 @@ from ckpt_tools import Analyzer, Figure, Out
 from ckpt_tools.report import write_report
 from ckpt_tools.results import Group, check, write_results
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SEEN = """async (figures) => {
   for (const f of document.querySelectorAll('figure[data-chart]')) {

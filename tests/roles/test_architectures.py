@@ -24,6 +24,8 @@ from ckpt_tools.roles import assign
 
 from .conftest import CONFIGS, FAMILY, VOCABULARY, Saved, canonical, infos
 
+pytestmark = pytest.mark.slow
+
 Maker = Callable[..., Saved]
 Spy = Callable[[Saved], list[Any]]
 

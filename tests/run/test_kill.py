@@ -22,6 +22,8 @@ from ckpt_tools.checkpoint import open_trajectory
 from ckpt_tools.errors import RunError
 from ckpt_tools.run import RunWriter, check_run, read_metrics, read_run
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("CKPT_KILLS", "6"))
 WAITING = 4
 WRITER = f"""

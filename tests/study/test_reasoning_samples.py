@@ -17,6 +17,8 @@ from ckpt_tools.study import Loaded, load_study, perform, verdicts, write_report
 from ckpt_tools.study.judge import write_claims
 from ckpt_tools.study.load import check_settings
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "samples" / "studies"
 NAMES = (
     "complexity_control",

@@ -14,6 +14,8 @@ from ckpt_tools.registry import load_registry
 from ckpt_tools.run.reader import read_probe
 from ckpt_tools.study import Measures
 
+pytestmark = pytest.mark.slow
+
 STUDIES = Path(__file__).resolve().parents[2] / "samples" / "studies"
 
 

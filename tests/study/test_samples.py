@@ -12,6 +12,8 @@ from ckpt_tools.study import load_study
 from ckpt_tools.study.load import check_settings
 from ckpt_tools.study.table import BEGIN, END, main, page, spliced
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / "samples" / "studies").glob("*.py"))
 KEPT = ROOT / "docs" / "studies"

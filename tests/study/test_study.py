@@ -20,6 +20,8 @@ from ckpt_tools.study import Claim, Found, Measures, load_study, verdicts
 from ckpt_tools.study.declare import first
 from ckpt_tools.study.load import check_settings
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(__file__).with_name("tiny.py")
 Ckpt = Callable[..., tuple[int, str, str]]
 

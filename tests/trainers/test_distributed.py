@@ -21,6 +21,8 @@ from ckpt_trainers.tasks import share
 from ckpt_trainers.training import Training
 from ckpt_trainers.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 from pathlib import Path

@@ -17,6 +17,8 @@ from ckpt_tools.roles import assign
 from ckpt_tools.run import read_metrics, read_run
 from ckpt_trainers.mamba import Config, Convolution, Mamba, RMSNorm
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 SHAPE: dict[str, Any] = {"layers": 3, "d_model": 12, "d_state": 5, "vocabulary": 11, "context": 9}

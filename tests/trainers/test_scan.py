@@ -22,7 +22,10 @@ from ckpt_trainers import scan as scans
 from ckpt_trainers.scan import Recurrence, decay, scan, selective_scan, ssd
 
 # torch builds its tables for forward mode with its own deprecated torch.jit.script.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
+]
 
 Scan = Callable[..., Tensor]
 

@@ -13,6 +13,8 @@ from ckpt_trainers.emb_mlp import EmbMLP
 from ckpt_trainers.tasks.two_hop import TwoHop
 from ckpt_trainers.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 Tuples = set[tuple[int, ...]]
 
 
