@@ -21,4 +21,7 @@ fi
 "$ckpt" analyze "$llama" --plugin rank --output "$out/llama.h5"
 "$ckpt" show "$out/llama.h5" --what rank.effective_rank
 
+echo "== 4. a page to look at"
+"$ckpt" report "$out/markov.h5" -o "$out/report.html"
+
 echo "== results: $out/markov.h5 and $out/llama.h5 (HDF5: h5py, xarray, MATLAB, Julia)"
