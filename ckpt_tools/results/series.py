@@ -53,7 +53,8 @@ class Series:
         if name not in self.outputs:
             raise PluginError(f"The series has no output {name!r}.{nearest(name, self.outputs)}")
         if name not in self._whole:
-            self._whole[name] = np.concatenate([self._part(name, at) for at in range(0, len(self) or 1, _LOADED)])
+            parts = [self._part(name, at) for at in range(0, len(self) or 1, _LOADED)]
+            self._whole[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
             self._whole[name].setflags(write=False)
         return self._whole[name]
 

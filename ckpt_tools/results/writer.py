@@ -28,9 +28,9 @@ from .target import replacing
 SCHEMA = "ckpt-results"
 SCHEMA_VERSION = 1
 TRAJECTORY = "trajectory"
-# A chunk fits its dataset's cache twice; a block is what is stacked in memory at once.
-_CHUNK_BYTES = 2**16
-_CACHE_BYTES = 2**17
+# A chunk fits its dataset's cache several times over; a block is what is stacked in memory at once.
+_CHUNK_BYTES = 2**18
+_CACHE_BYTES = 2**20
 _BLOCK_BYTES = 2**20
 _LIBRARIES = {"torch": "torch", "scipy": "scipy", "sklearn": "scikit-learn", "transformers": "transformers"}
 
