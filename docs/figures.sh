@@ -28,21 +28,21 @@ plot orientation "$work/mlp.h5" --what condensation.amplitude --at 0 --at 500 --
 for std in 0.001 0.01 0.1; do
     for seed in 0 1 2; do
         run=std=${std}_seed=$seed
-        quietly train mlp --task regression --preset mini --set std=$std --seed $seed --save every:50 --out "$work/$run"
+        quietly train mlp --task regression --preset mini --set std=$std --seed $seed --steps 3000 --save every:50 --out "$work/$run"
         quietly analyze "$work/$run" -p rank -o "$work/$run.h5"
     done
 done
 plot sweep "$work"/std=*.h5 --what rank.effective_rank --matrices 'layers.[01].linear'
 
-quietly train transformer --task anchor --preset mini --steps 600 --save log:12 --out "$work/anchor"
-quietly analyze "$work/anchor" -p flow --steps log:5 -o "$work/anchor.h5"
+quietly train transformer --task anchor --preset mini --steps 300 --save log:12 --out "$work/anchor"
+quietly analyze "$work/anchor" -p flow --steps log:6 -o "$work/anchor.h5"
 plot flow "$work/anchor.h5" --what flow.loss_effect
 
-quietly train transformer --task two_hop --preset mini --steps 400 --save every:40 --out "$work/hop"
+quietly train transformer --task two_hop --preset mini --steps 300 --save every:30 --out "$work/hop"
 quietly analyze "$work/hop" -p alignment --set alignment.a=split=0 --set alignment.b=split=3 \
     --set alignment.pair=bridge -o "$work/hop.h5"
 plot alignment "$work/hop.h5" --what alignment.cosine
 
-quietly train mamba --task inverse --preset mini --steps 60 --save every:5 --out "$work/mamba"
+quietly train mamba --task inverse --preset mini --steps 60 --save every:10 --out "$work/mamba"
 quietly analyze "$work/mamba" -p asymmetry -o "$work/mamba.h5"
 plot asymmetry "$work/mamba.h5" --what asymmetry.window_asymmetry

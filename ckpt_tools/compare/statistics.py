@@ -26,6 +26,7 @@ from ..results.settings import seed_of
 from .cells import numbers
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ def _interval(x: NDArray[np.float64], y: NDArray[np.float64], paired: bool) -> t
     """Return the interval of mean(y) - mean(x) and the p-value; where nothing varies, the difference and 0 or 1."""
     from scipy import stats
 
-    if (np.ptp(y - x) == 0) if paired else (np.ptp(x) == np.ptp(y) == 0):
+    # Differences below rounding say nothing about spread, and scipy warns of them.
+    tiny = _ROUNDING * max(np.abs(x).max(), np.abs(y).max())
+    if (np.ptp(y - x) <= tiny) if paired else (max(np.ptp(x), np.ptp(y)) <= tiny):
         gap = float(y.mean() - x.mean())
         return gap, gap, 1.0 if gap == 0 else 0.0
     found = stats.ttest_rel(y, x) if paired else stats.ttest_ind(y, x, equal_var=False)

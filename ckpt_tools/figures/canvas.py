@@ -22,6 +22,7 @@ STEP = "training step"
 _INSIDE = 4
 _DECADES = 1e3
 _SHORT = 20
+_CORNER = (0.45, 0.4)
 _CLOSE = 0.01
 _NARROW = 3.0
 
@@ -190,6 +191,16 @@ def legend(figure: Figure, axes: Sequence[Axes], scale: Scale | None) -> None:
     if not handles:
         return
     if len(axes) == 1 and len(handles) <= _INSIDE:
-        axes[0].legend(handles.values(), handles)
+        axes[0].legend(handles.values(), handles, loc=_free_corner(axes[0]))
     else:
         figure.legend(handles.values(), handles, loc="outside right upper")
+
+
+def _free_corner(axes: Axes) -> Any:
+    """Return the corner in which the fewest points of the curves lie; matplotlib's own search takes seconds."""
+    to_corner = axes.transScale + axes.transLimits
+    points = np.concatenate([to_corner.transform(line.get_xydata()) for line in axes.lines])
+    points = points[np.isfinite(points).all(axis=1)]
+    corners = {"upper right": (1, 1), "upper left": (0, 1), "lower right": (1, 0), "lower left": (0, 0)}
+    near = {name: int((np.abs(points - at) < _CORNER).all(axis=1).sum()) for name, at in corners.items()}
+    return min(near, key=near.__getitem__)

@@ -143,6 +143,13 @@ def test_what_never_varies_has_no_test(tmp_path: Path) -> None:
     assert (zero.difference, zero.p) == (0.0, 1.0) and (one.low, one.high, one.p) == (1.0, 1.0, 0.0)
 
 
+def test_differences_of_rounding_are_no_spread(tmp_path: Path) -> None:
+    x = np.array([[1201.2, 0.1], [1321.3, 0.2], [1100.7, 0.4]])
+    a, b = runs(tmp_path, "a", x, (0, 1, 2)), runs(tmp_path, "b", x * 1.0 + 0.3, (0, 1, 2))
+    for cell in effects(a, b, what=["probe.rank"]).cells:
+        assert cell.low == cell.high == pytest.approx(0.3) and cell.p == 0.0
+
+
 def test_the_step_can_be_chosen_and_must_be_shared(tmp_path: Path) -> None:
     a, b = runs(tmp_path, "a", A, (0, 1, 2)), runs(tmp_path, "b", B, (0, 1, 2))
     assert effects(a, b, what=["probe.rank"], at=0).cells[0].mean_b == 0.0
