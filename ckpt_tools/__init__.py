@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analyzer import Analyzer as Analyzer
+    from .analyzer import Figure as Figure
     from .analyzer import Out as Out
     from .checkpoint import Checkpoint as Checkpoint
     from .checkpoint import Trajectory as Trajectory
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from .weights import AttentionWeights as AttentionWeights
 
 _PUBLIC = {
-    "analyzer": ("Analyzer", "Out"),
+    "analyzer": ("Analyzer", "Figure", "Out"),
     "checkpoint": ("Checkpoint", "Trajectory", "open_checkpoint", "open_trajectory"),
     "data": ("DataSource", "ProbeSource"),
     "engine": ("Outcome", "analyze"),

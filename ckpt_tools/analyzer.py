@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .options import Options
@@ -33,13 +33,33 @@ class Out:
     error_of: str = ""
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A default figure of `ckpt plot`: one output, drawn as `kind`; empty: as its dimensions suggest.
+
+    "curves" run over steps, a line for each label of the dimension `lines` and a panel for each cell of the others;
+    "heatmap" has steps across and the last dimension up; "profile" runs over the last dimension, a line for each step;
+    "map" shows the last two dimensions at a few steps; "scatter" sets the output against the output `against`.
+    `at` keeps one label of a dimension. `log` names logarithmic axes: of values or colours ("y") and below ("x").
+    """
+
+    output: str
+    kind: Literal["", "curves", "heatmap", "profile", "map", "scatter"] = ""
+    lines: str = ""
+    against: str = ""
+    at: Mapping[str, Any] = field(default_factory=dict)
+    log: Literal["", "x", "y", "xy"] = ""
+
+
 class Analyzer(Options):
     """Base of all analyzers: declare `name`, `needs`, `outputs`, options; implement `analyze`.
 
     `needs` is what the view may hand out: "weights" < "forward" < "loss". `reference` asks for a second checkpoint
     as `view.reference`; a tuple of names asks for several, as `view.references["first"]`. With `batched`, arrays of
     `view.matrices()` carry a leading step axis and so do the outputs.
-    `invariant_to` names symmetries the conformance kit then tests.
+    `invariant_to` names symmetries the conformance kit then tests. `reading` says in plain words what the outputs
+    mean, `events` what steps in the summary mean (`{"onset_step": "onset: {label} moves"}`): `ckpt report` shows both.
+    `figures` are what `ckpt plot` draws of itself; without any, what the outputs' dimensions suggest.
     """
 
     version: ClassVar[str] = "1"
@@ -48,6 +68,9 @@ class Analyzer(Options):
     reference: ClassVar[str | tuple[str, ...] | None] = None
     batched: ClassVar[bool] = False
     invariant_to: ClassVar[frozenset[str] | set[str]] = frozenset()
+    reading: ClassVar[str] = ""
+    events: ClassVar[Mapping[str, str]] = {}
+    figures: ClassVar[Sequence[Figure]] = ()
 
     def analyze(self, view: Any) -> Mapping[str, Any]:
         """Return every declared output of one checkpoint, and labels for the dimensions that have them.
@@ -55,6 +78,13 @@ class Analyzer(Options):
         `view` is a `View`, or a `BatchView` when the class is `batched`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define analyze(self, view)")
+
+    def files(self) -> tuple[str, ...]:
+        """Return the paths of the files that `analyze` reads by itself, as its options name them.
+
+        Results are computed anew when their content changes, and with such files a model may run without a batch.
+        """
+        return ()
 
     def summarize(self, series: Series) -> Mapping[str, Any]:
         """Return facts about the whole trajectory (onsets, stages, cycles) from this analyzer's own outputs.
@@ -82,12 +112,47 @@ def declaration_faults(cls: type) -> list[str]:
     unknown = [kind for kind in reference_kinds(cls) if kind not in REFERENCES]
     faults += [f"reference {kind!r} is none of {', '.join(REFERENCES)}" for kind in unknown]
     faults += [f"invariant_to {s!r} is none of {', '.join(SYMMETRIES)}" for s in set(cls.invariant_to) - {*SYMMETRIES}]
+    if not isinstance(cls.reading, str):
+        faults.append(f"reading is {type(cls.reading).__name__}, not a text")
+    if not (isinstance(cls.events, Mapping) and all(isinstance(x, str) for pair in cls.events.items() for x in pair)):
+        faults.append('events is no mapping from facts of the summary to sentences, as in {"onset_step": "onset"}')
     if cls.analyze is Analyzer.analyze:
         faults.append("analyze(self, view) is not defined")
     if not cls.outputs:
         faults.append("outputs is empty")
     for key, out in cls.outputs.items():
         faults += _out_faults(cls, key, out)
+    if not faults:
+        faults += [fault for figure in cls.figures for fault in _figure_faults(cls, figure)]
+    return faults
+
+
+# How many dimensions besides `step` a kind of figure takes at least.
+FIGURES = {"": 0, "curves": 0, "heatmap": 1, "profile": 1, "map": 2, "scatter": 0}
+
+
+def _figure_faults(cls: type[Analyzer], figure: Any) -> list[str]:
+    if not isinstance(figure, Figure):
+        return [f"figures holds {figure!r:.60}, not Figure(...)"]
+    what, faults = f"figure of {figure.output!r}", []
+    unknown = [name for name in (figure.output, figure.against) if name and name not in cls.outputs]
+    if unknown:
+        return [f"{what}: {unknown[0]!r} is not an output"]
+    out = cls.outputs[figure.output]
+    if figure.kind not in FIGURES:
+        faults.append(f"{what}: kind {figure.kind!r} is none of {', '.join(filter(None, FIGURES))}")
+    elif len(out.dims) < FIGURES[figure.kind]:
+        faults.append(f"{what}: a {figure.kind} needs {FIGURES[figure.kind]} dimension(s), it has {len(out.dims)}")
+    if out.dtype == "str":
+        faults.append(f"{what}: texts cannot be drawn")
+    if (figure.kind == "scatter") != bool(figure.against):
+        faults.append(f"{what}: kind 'scatter' and `against` go together")
+    elif figure.against and cls.outputs[figure.against].dims != out.dims:
+        faults.append(f"{what}: {figure.against!r} has other dimensions")
+    named = [figure.lines] * bool(figure.lines) + list(figure.at)
+    faults += [f"{what}: {dim!r} is not one of its dimensions" for dim in named if dim not in out.dims]
+    if figure.log not in ("", "x", "y", "xy"):
+        faults.append(f"{what}: log {figure.log!r} is none of x, y, xy")
     return faults
 
 

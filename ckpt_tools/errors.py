@@ -9,13 +9,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 1_600
+"""Most characters of a message about a source."""
+
 
 class CkptError(Exception):
     """Base of all errors whose message says what, where, what was expected and what to do."""
 
 
 class SourceError(CkptError):
-    """A checkpoint, run or trajectory cannot be opened or read."""
+    """A checkpoint, run or trajectory cannot be opened or read.
+
+    A stranger's file may hold names of megabytes: the middle of a very long message is left out.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 4 :]}"
 
 
 class FetchError(SourceError):
@@ -40,6 +50,10 @@ class ResultsError(CkptError):
 
 class RunError(CkptError):
     """A run folder cannot be created, written or resumed."""
+
+
+class ClusterError(CkptError):
+    """A cluster cannot be reached or started, or was lost."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

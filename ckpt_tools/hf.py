@@ -19,6 +19,7 @@ from .family import Activations, Family
 from .hookspecs import hookimpl
 from .roles import Layout, assign, shipped_tables, table_from
 from .roles.assemble import Recipe, recipe
+from .streams import ResidualStream
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,9 @@ class HFFamily(Family):
                 f"Family {cls.name!r}: transformers {transformers.__version__} builds no model from this config.json "
                 f"(model_type {model_type!r}, {cls.loads}): {error}"
             ) from None
-        _keep_last_residual(module, _layer_path(cls._layout(module)))
+        layers = _layers(module, cls._layout(module))
+        if layers:
+            ResidualStream(module, layers)
         return module
 
     @classmethod
@@ -79,17 +82,30 @@ class HFFamily(Family):
 
         `batch["targets"]` are token ids [batch, position] (negative: not scored) or distributions over the vocabulary;
         without the position axis they are about the last position. Without targets, a causal model is scored on the
-        next token of `batch["tokens"]`; masked language models need them.
+        next token of `batch["tokens"]`; masked language models need them. Logits are not held all at once where they
+        are many and linear in the hidden states (`heads`).
         """
-        logits = cls.forward(module, batch).logits
-        if "targets" in batch:
-            return _cross_entropy(logits, batch["targets"], batch.get("weights"))
-        if cls.loads != "AutoModelForCausalLM":
+        from .heads import loss_without_logits
+
+        next_token = cls._is_scored_on_tokens(batch)
+        found = loss_without_logits(module, batch, next_token)
+        return cls.loss_of_logits(cls.forward(module, batch).logits, batch) if found is None else found
+
+    @classmethod
+    def loss_of_logits(cls, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the same loss from the logits [batch, position, vocabulary]."""
+        if cls._is_scored_on_tokens(batch):
+            return _cross_entropy(logits[:, :-1], batch["tokens"][:, 1:], None)
+        return _cross_entropy(logits, batch["targets"], batch.get("weights"))
+
+    @classmethod
+    def _is_scored_on_tokens(cls, batch: Mapping[str, Tensor]) -> bool:
+        if "targets" not in batch and cls.loads != "AutoModelForCausalLM":
             raise SourceError(
                 f"Family {cls.name!r} is trained to fill in masked tokens, so its loss needs batch['targets'] "
                 "[batch, position] beside the masked tokens, negative where nothing was masked."
             )
-        return _cross_entropy(logits[:, :-1], batch["tokens"][:, 1:], None)
+        return "targets" not in batch
 
     @classmethod
     def module_tensors(cls, module: torch.nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,30 +245,14 @@ def _untie(module: torch.nn.Module, stored: Mapping[str, Tensor]) -> None:
                 setattr(module.get_submodule(parent), leaf, own)
 
 
-def _layer_path(layout: Layout) -> str | None:
-    """Return the path of the last layer's module, told by the tensors whose roles lie in it."""
-    layers = [w for w in layout.matrices.values() if w.layer is not None]
-    last = max(layers, key=lambda w: w.layer or 0, default=None)
-    found = re.match(rf"(.*?\.{last.layer})\.", last.tensor) if last else None
-    return found[1] if found else None
-
-
-def _keep_last_residual(module: torch.nn.Module, path: str | None) -> None:
-    """Make the last of the module's hidden states the residual stream itself, which the library hands out normed."""
-    if path is None:
-        return
-    kept: list[Tensor] = []
-
-    def keep(_module: Any, _args: Any, out: Any) -> None:
-        kept[:] = [out[0] if isinstance(out, tuple) else out]
-
-    def hand_out(_module: Any, _args: Any, out: Any) -> None:
-        if getattr(out, "hidden_states", None) and kept:
-            out.hidden_states = (*out.hidden_states[:-1], kept[0])
-        kept.clear()
-
-    module.get_submodule(path).register_forward_hook(keep)
-    module.register_forward_hook(hand_out)
+def _layers(module: torch.nn.Module, layout: Layout) -> list[torch.nn.Module]:
+    """Return the modules of all layers, told by the tensors whose roles lie in the last one; empty when none do."""
+    inside = [w for w in layout.matrices.values() if w.layer is not None]
+    last = max(inside, key=lambda w: w.layer or 0, default=None)
+    found = re.match(rf"(.*?)\.{last.layer}\.", last.tensor) if last else None
+    if last is None or last.layer is None or found is None:
+        return []
+    return [module.get_submodule(f"{found[1]}.{i}") for i in range(last.layer + 1)]
 
 
 def load_family_file(path: str | Path) -> type[Family]:

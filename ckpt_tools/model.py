@@ -146,10 +146,15 @@ class Model:
     def loss_and_logits(self, batch: Batch, *, tensors: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return the loss and the logits it was computed from, in one graph.
 
-        The logits are what the module itself returned, or its `logits`. Raises PluginError for a family whose `loss`
-        does not call the module once.
+        The logits are what the module itself returned, or its `logits`. A family whose `loss` does without them defines
+        `loss_of_logits(logits, batch)` too. Raises PluginError for one whose `loss` does not call the module once.
         """
         self._permit_loss()
+        of_logits = getattr(self.family, "loss_of_logits", None)
+        if of_logits is not None:
+            batch = self._cast(batch)
+            given: Tensor = self.call(lambda module: self.family.forward(module, batch).logits, tensors=tensors)
+            return of_logits(given, batch), given
         seen: list[Any] = []
         watch = self.skeleton.module.register_forward_hook(lambda module, args, out: seen.append(out))
         try:

@@ -150,17 +150,29 @@ def _resolve(gram: Floats, tol: float, scale: Floats | None = None) -> Resolved:
         return values, error, resolved & (np.add.reduce(error, -1) <= tol * np.add.reduce(values, -1))
 
 
-def _resolve_product(a: Array, b: Array, tol: float) -> Resolved | None:
-    """Return the same for products; None when some `A^T A` is singular."""
+def _resolve_product(a: Array, b: Array, tol: float) -> Resolved:
+    """Return the same for products; where `A^T A` is singular they may not be used."""
     left, right = _grams(a), _grams(b.swapaxes(-1, -2))
-    try:
-        lower = np.linalg.cholesky(left)
-    except np.linalg.LinAlgError:
-        return None
+    lower, regular = _cholesky(left)
     with np.errstate(all="ignore"):
         core = lower.swapaxes(-1, -2) @ right @ lower
         scale = np.linalg.norm(left, axis=(-2, -1)) * np.linalg.norm(right, axis=(-2, -1))
-    return _resolve(core, tol, np.asarray(scale))
+    values, error, ok = _resolve(core, tol, np.asarray(scale))
+    return values, error, ok & regular
+
+
+def _cholesky(gram: Floats) -> tuple[Floats, Bools]:
+    """Return the Cholesky factors `[..., n, n]`, zero where there is none, and where there is one."""
+    regular = np.ones(gram.shape[:-2], dtype=bool)
+    with suppress(np.linalg.LinAlgError):
+        return np.asarray(np.linalg.cholesky(gram)), regular
+    lower = np.zeros_like(gram)
+    for at in np.ndindex(regular.shape):  # numpy does not say which of them is singular
+        try:
+            lower[at] = np.linalg.cholesky(gram[at])
+        except np.linalg.LinAlgError:
+            regular[at] = False
+    return lower, regular
 
 
 def _mended(values: Floats, error: Floats, ok: Bools, decompose: Callable[[tuple[int, ...]], Spectrum]) -> Spectrum:

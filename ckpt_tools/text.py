@@ -30,7 +30,7 @@ def find_encoder(path: Path | None, beside: Iterable[Path], characters: str | No
     `path` names a vocabulary; without it the folders `beside` are searched, then `characters` (id = position) serves.
     Raises SourceError when there is none.
     """
-    folders = list(beside)
+    folders = list(dict.fromkeys(beside))
     found = path or next((f / name for f in folders for name in VOCABULARIES if (f / name).is_file()), None)
     if found is not None:
         return load_encoder(found), str(found)

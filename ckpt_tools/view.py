@@ -132,13 +132,23 @@ class View:
 class BatchView:
     """A block of checkpoints of one layout, as a `batched` analyzer sees it: every array leads with a step axis.
 
-    `steps` are the steps of the block; `reference` is the block of reference checkpoints, one per step.
+    `steps` are the steps of the block; `reference` is the block of reference checkpoints, one per step. `block[i]` is
+    the view of a single step, and iterating gives them in order.
     """
 
     def __init__(self, views: Sequence[View]) -> None:
-        self._views = views
+        self._views = list(views)
         self.steps = [view.step for view in views]
         self.config = views[0].config
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, index: int) -> View:
+        return self._views[index]
+
+    def __iter__(self) -> Iterator[View]:
+        return iter(self._views)
 
     @property
     def reference(self) -> BatchView:

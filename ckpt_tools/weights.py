@@ -62,32 +62,66 @@ class AttentionWeights:
     o: Array | None
 
 
-def _bytes(key: tuple[str, int | None], stored: Array) -> int:
+Key = tuple[int, str, int | None]
+
+
+class Cache:
+    """Tensors that were read, up to `room` bytes; the least recently used go first. Open checkpoints may share one."""
+
+    def __init__(self, room: int = CACHE_BYTES) -> None:
+        self._room, self._used = room, 0
+        self._kept: OrderedDict[Key, Array] = OrderedDict()
+
+    def get(self, key: Key) -> Array | None:
+        """Return a tensor by (owner, name, expert), None when it is not here."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def keep(self, key: Key, stored: Array) -> None:
+        """Keep a tensor if it fits at all."""
+        if _bytes(key, stored) > self._room:
+            return
+        self._kept[key] = stored
+        self._used += _bytes(key, stored)
+        while self._used > self._room:
+            self._used -= _bytes(*self._kept.popitem(last=False))
+
+    def drop(self, owner: int) -> None:
+        """Let go of everything of one owner."""
+        for key in [key for key in self._kept if key[0] == owner]:
+            self._used -= _bytes(key, self._kept.pop(key))
+
+
+def _bytes(key: Key, stored: Array) -> int:
     """Return the memory an entry holds: an expert is a broadcast view of one matrix."""
-    return int(stored.nbytes if key[1] is None else stored[0].nbytes)
+    return int(stored.nbytes if key[2] is None else stored[0].nbytes)
 
 
 class Weights:
-    """The selected canonical weights of one checkpoint. Arrays are read-only and shared, never copied."""
+    """The selected canonical weights of one checkpoint. Arrays are read-only and shared, never copied.
+
+    `watch` is told the name of whatever is read or measured, `ahead` may know a spectrum already (None: it does not).
+    """
+
+    watch: Callable[[str], None] | None = None
+    ahead: Callable[[str], Spectrum | None] | None = None
 
     def __init__(
-        self, checkpoint: Checkpoint, layout: Layout, names: Sequence[str], *, cache_bytes: int = CACHE_BYTES
+        self, checkpoint: Checkpoint, layout: Layout, names: Sequence[str], *, cache: Cache | None = None
     ) -> None:
         self.checkpoint = checkpoint
         self.layout = layout
         self.names = list(names)
         self.spectra: dict[str, Spectrum] = {}
         self.block = Block([self])
-        self._cache: OrderedDict[tuple[str, int | None], Array] = OrderedDict()
-        self._room = cache_bytes
-        self._used = 0
+        self._cache = Cache() if cache is None else cache
 
     def close(self) -> None:
         """Close the checkpoint and let go of what was read."""
         self.checkpoint.close()
         self.block = Block([])
-        self._cache.clear()
-        self._used = 0
+        self._cache.drop(id(self))
 
     def info(self, name: str) -> WeightInfo:
         """Return what is known of a matrix or vector without reading it."""
@@ -98,32 +132,26 @@ class Weights:
 
     def read(self, name: str) -> Array:
         """Return a canonical matrix `[out, in]` or vector `[n]`, float32 or float64, read-only."""
+        if self.watch is not None:
+            self.watch(name)
         info = self.info(name)
         array = info.take(self._stored(info))
         array.flags.writeable = False
         return array
 
     def _stored(self, info: WeightInfo) -> Array:
-        key = (info.tensor, info.expert)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        key = (id(self), info.tensor, info.expert)
+        known = self._cache.get(key)
+        if known is not None:
+            return known
         if info.expert is None:
             stored = self.checkpoint.read(info.tensor)
         else:
             # `take` indexes the expert axis; a broadcast view keeps its index valid without reading the others.
             one = self.checkpoint.read(info.tensor, slice(info.expert, info.expert + 1))
             stored = np.broadcast_to(one, (info.expert + 1, *one.shape[1:]))
-        self._keep(key, stored)
+        self._cache.keep(key, stored)
         return stored
-
-    def _keep(self, key: tuple[str, int | None], stored: Array) -> None:
-        if _bytes(key, stored) > self._room:
-            return
-        self._cache[key] = stored
-        self._used += _bytes(key, stored)
-        while self._used > self._room:
-            self._used -= _bytes(*self._cache.popitem(last=False))
 
     @property
     def nbytes(self) -> int:
@@ -160,16 +188,24 @@ class Weights:
     def spectrum(self, name: str) -> Spectrum:
         """Return the singular values of a matrix, computed once per checkpoint; large ones are streamed by rows."""
         if name not in self.spectra:
-            info = self.info(name)
-            rows, columns = info.shape
-            streams = info.parts is None and info.expert is None and not info.transpose
-            if rows * columns <= SMALL:
+            if self.watch is not None:
+                self.watch(name)
+            rows, columns = self.info(name).shape
+            known = self.ahead(name) if self.ahead is not None else None
+            if known is not None:
+                self.spectra[name] = known
+            elif rows * columns <= SMALL:
                 self.block.spectrum(name)
-            elif streams and rows > columns and rows * columns * 4 > BLOCK_BYTES:
-                self.spectra[name] = spectrum_of_rows(lambda: self._blocks(info), info.shape)
             else:
-                self.spectra[name] = singular_values(self.read(name))
+                self.spectra[name] = self._large_spectrum(self.info(name))
         return self.spectra[name]
+
+    def _large_spectrum(self, info: WeightInfo) -> Spectrum:
+        rows, columns = info.shape
+        streams = info.parts is None and info.expert is None and not info.transpose
+        if streams and rows > columns and rows * columns * 4 > BLOCK_BYTES:
+            return spectrum_of_rows(lambda: self._blocks(info), info.shape)
+        return singular_values(self.read(info.name))
 
     def _blocks(self, info: WeightInfo) -> Iterator[Array]:
         step = max(1, BLOCK_BYTES // (4 * info.shape[1]))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ckpt_tools import (
     Analyzer,
+    Figure,
     OptionError,
     Out,
     PluginError,
@@ -58,6 +59,11 @@ class Alignment(Analyzer):
 
     name = "alignment"
     needs = "forward"
+    reading = (
+        "Whether two groups of hidden states mean the same to the model: CKA and cosine are 1 for states alike up "
+        "to rotation or length, and near 0 for unrelated ones. Ranks of tokens, read off each layer as if it were "
+        "the last, say from where on an answer is there: 0 is the top."
+    )
     facts: str = option("", help="JSONL file of facts; none: groups of the batch, else each position and the next.")
     tokenizer: str = option("", help="Vocabulary file for facts given as text.")
     a: str = option("", help="Group a of the batch as tensor=value, such as split=0; with b and pair.")
@@ -68,6 +74,12 @@ class Alignment(Analyzer):
     most: int = option(512, help="Most pairs of neighbouring positions, where nothing names groups.", min=4)
     rows: int = option(64, help="Examples in memory at a time.", min=1)
 
+    figures = (
+        Figure("cosine", lines="layer"),
+        Figure("mismatched_cosine", lines="layer"),
+        Figure("cka", lines="layer"),
+        Figure("bridge_top", lines="layer"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "cka": Out(GROUP, "1", "CKA of the groups"),
         "cosine": Out(GROUP, "1", "Mean cosine of pairs"),
@@ -80,6 +92,10 @@ class Alignment(Analyzer):
         "answer_top": Out(("layer",), "1", "Share of facts whose answer is at the top of the logit lens"),
         "nuclear_norm": Out((), "1", "Nuclear norm of unembedding times embedding"),
     }
+
+    def files(self) -> tuple[str, ...]:
+        """Return the facts and their vocabulary, if any."""
+        return tuple(path for path in (self.facts, self.tokenizer) if self.facts and path)
 
     def analyze(self, view: View) -> Mapping[str, Any]:
         """Return the alignment of the groups at every layer, ranks where tokens are named, NaN where they are not."""
@@ -110,7 +126,9 @@ class Alignment(Analyzer):
             if self.a or self.b or self.pair:
                 return Selection.parse(self.a, self.b, self.pair).groups(view.batch())
             return groups_of_batch(view.batch(), self.most)
-        return groups_of_facts(Path(self.facts), _encoder(self.tokenizer) if self.tokenizer else None)
+        groups = groups_of_facts(Path(self.facts), _encoder(self.tokenizer) if self.tokenizer else None)
+        groups.check(self.facts, _vocabulary(view.model()))
+        return groups
 
     def _ranks(self, model: Model, groups: Groups, layers: int, shared: Mapping[str, Tensor]) -> dict[str, Any]:
         ids = {"bridge": groups.bridge, "answer": groups.answer}
@@ -128,7 +146,9 @@ class Alignment(Analyzer):
 
 def _encoder(path: str) -> Any:
     if not Path(path).is_file():
-        raise OptionError(f"alignment.tokenizer: there is no file {path}.")
+        raise OptionError(
+            f"alignment.tokenizer: there is no file {path}. Give a tokenizer.json, or token ids as facts."
+        )
     return load_encoder(Path(path))
 
 
@@ -178,6 +198,11 @@ def lens_logits(model: Model, hidden: Floats) -> Floats:
 def _path(model: Model, role: str) -> str:
     """Return the path of the submodule whose weight has a role, "" when there is none."""
     return next((name.rpartition(".")[0] for name, roles in model.roles.items() if role in roles), "")
+
+
+def _vocabulary(model: Model) -> int | None:
+    """Return how many tokens the model knows, None when its embedding is not known."""
+    return next((len(model.tensors[name]) for name, roles in model.roles.items() if "embed" in roles), None)
 
 
 def _unembedding(model: Model, module: Any) -> Any:

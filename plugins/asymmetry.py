@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, SourceError, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, SourceError, hookimpl, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +44,18 @@ class Asymmetry(Analyzer):
 
     name = "asymmetry"
     needs = "forward"
+    reading = (
+        "A convolution that weighs what came first differently from what came last can tell a sequence from its "
+        "reverse. `kernel_asymmetry` is 0 where it cannot, and `state_asymmetry` says how far the states of a "
+        "sequence and of its reverse lie apart in the whole model."
+    )
     activation: Literal["silu", "none"] = option("silu", help="Nonlinearity behind the convolution.")
 
+    figures = (
+        Figure("tap_share", lines="lag"),
+        Figure("window_asymmetry", lines="layer"),
+        Figure("state_asymmetry", lines="state"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "tap_share": Out(("layer", "lag"), "1", "Mean share of a tap in its kernel's absolute weight"),
         "kernel_asymmetry": Out(("layer",), "1", "Share of the antisymmetric part of the kernels"),

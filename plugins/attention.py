@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, Series, SourceError, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, Series, SourceError, hookimpl, option
 
 from .attention_cycles import Thresholds, cycle_facts
 from .attention_maps import population_attention
@@ -39,6 +39,19 @@ class Attention(Analyzer):
 
     name = "attention"
     needs = "forward"
+    reading = (
+        "Attention lets a token look at others: each query token spreads a weight of 1 over the key tokens. Low "
+        "entropy means that it looks at few of them, high entropy at many; `mass` says at which. Focus is when a "
+        "token's attention gathers on the most frequent token; dilution is when it lets go again and spreads over "
+        "the others, below where it started. In models that learn in stages the first often comes right before the "
+        "second, and a cycle ends when the embedding opens a further direction."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "focus_step..dilution_step": "focus of token {cycle_query_token}: its attention gathers on token {focus_on}, "
+        "with a mass of up to {peak_mass} (layer {cycle_layer}, head {cycle_head}).",
+        "dilution_step": "dilution of token {cycle_query_token}: its attention has let go of token {focus_on} and "
+        "spread over the others (layer {cycle_layer}, head {cycle_head}).",
+    }
     vocabulary: int = option(32, help="Up to so many different tokens, give curves for every query token.", min=0)
     top: int = option(16, help="Of a larger vocabulary, how many of the most frequent key tokens to tell apart.", min=1)
     frequency: tuple[float, ...] = option(
@@ -51,6 +64,13 @@ class Attention(Analyzer):
     dilution_drop: float = option(0.03, help="Dilution: mass falls so far below its base.", min=0.0)
     dilution_spread: float = option(1.08, help="Dilution: entropy rises to so much of its base.", min=0.0)
 
+    figures = (
+        Figure("entropy", lines="head"),
+        Figure("query_entropy", lines="query_token"),
+        Figure("mass", lines="query_token"),
+        Figure("mass", "map"),
+        Figure("distance_mass", "heatmap"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "entropy": Out(HEAD, "nat", "Mean entropy of a query's attention"),
         "position_entropy": Out((*HEAD, "position"), "nat", "Mean entropy of the query at a position"),

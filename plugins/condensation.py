@@ -27,16 +27,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, OptionError, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, option
 
-from .neurons.clustering import Ints, cluster_sizes, numbered, partition, scan, size_entropy, within_cosine
-from .neurons.cosines import Array, Floats, Mask, Pairs, exactly, joined, unit_rows
+from .condensation_table import Table
+from .neurons.clustering import partition, scan, within_cosine
+from .neurons.cosines import Array, Floats, Mask, exactly, unit_rows
 from .neurons.directions import alignment, heatmap_order, leading_direction, orientations
 from .neurons.stacks import scan_stack
-from .neurons.vectors import SIDES, first_steps, group_of, neuron_vectors, norms, outgoing
+from .neurons.vectors import SIDES, first_steps, group_of, neuron_vectors, norms, outgoing, sides
 
 if TYPE_CHECKING:
-    from ckpt_tools import Series, View
+    from ckpt_tools import BatchView, Series
 
 STACKED = 512
 """Up to this many neurons, matrices of one shape are worked on together."""
@@ -63,7 +64,18 @@ class Condensation(Analyzer):
     """Cosines between neurons, their clusters and directions, for both sides of every weight matrix."""
 
     name = "condensation"
+    version = "2"
     needs = "weights"
+    batched = True
+    reading = (
+        "A neuron is a vector: the weights by which it reads (input side), or those that lead to it from one input "
+        "(output side). Neurons start in random directions. When they condense, many turn to the same few directions "
+        "and act as one: the mean |cos| of pairs goes from near 0 to 1, and the number of clusters falls. Where it "
+        "falls again, neurons have begun to tell more things apart."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "onset_order": "condensation: neurons of {group} gather on few directions ({label} side)."
+    }
     outputs: ClassVar[Mapping[str, Out]] = {
         "neurons": Out(_SIDE, long_name="number of neurons", dtype="i8"),
         "tiny": Out(_SIDE, long_name="neurons left out because their norm is tiny", dtype="i8"),
@@ -83,12 +95,19 @@ class Condensation(Analyzer):
         "cluster_size": Out((*_SIDE, "cluster"), long_name="sizes of the largest clusters", dtype="i8"),
         "label": Out((*_SIDE, "neuron"), long_name="cluster of each neuron, largest first; -1 none", dtype="i4"),
         "order": Out((*_SIDE, "place"), long_name="neurons by the top eigenvector of the cosine matrix", dtype="i4"),
+        "cosine": Out((*_SIDE, "place", "other"), long_name="cosines of neurons in that order", dtype="f4"),
         "leading_cos": Out(_SIDE, long_name="mean |cos| of neurons to the leading direction"),
         "direction_cos": Out(_SIDE, long_name="mean |cos| of neurons to the given direction"),
         "leading_direction_cos": Out(_SIDE, long_name="|cos| of the leading direction to the given one"),
         "orientation": Out(("line", "unit"), unit="rad", long_name="angle of (w, b) for one-dimensional input"),
         "amplitude": Out(("line", "unit"), long_name="|a| sqrt(w^2 + b^2) for one-dimensional input"),
     }
+    figures = (
+        Figure("mean_abs_cos", lines="matrix"),
+        Figure("effective_directions", lines="matrix", log="y"),
+        Figure("cosine", "map"),
+        Figure("amplitude", "scatter", against="orientation", log="y"),
+    )
     threshold: float = option(0.95, help="Neurons beyond this |cos| are neighbours.", min=0.0, max=0.9999)
     signed: bool = option(False, help="Tell opposite directions apart: cos instead of |cos|.")
     min_norm: float = option(0.1, help="Leave out neurons below this share of the largest norm.", min=0.0, max=1.0)
@@ -97,7 +116,7 @@ class Condensation(Analyzer):
     max_dense: int = option(8192, help="Most neurons for methods other than components.", min=2)
     max_neurons: int = option(16384, help="Compare a random sample of a larger number of neurons.", min=2)
     labels_max: int = option(512, help="Store each neuron's cluster up to this many neurons; 0: never.", min=0)
-    order_max: int = option(0, help="Store the order of the heat map up to this many neurons; 0: never.", min=0)
+    order_max: int = option(0, help="Store the heat map of cosines up to this many neurons; 0: never.", min=0)
     sizes: int = option(8, help="How many cluster sizes to store.", min=1)
     leading: bool = option(False, help="Also the leading direction (one eigenvector per matrix and side).")
     direction: tuple[float, ...] = option((), help="A direction to compare with neurons of as many inputs or outputs.")
@@ -105,8 +124,8 @@ class Condensation(Analyzer):
         0.5, help="Onset: mean |cos| has gone this share of the way from its first value to 1.", min=0.0, max=1.0
     )
 
-    def analyze(self, view: View) -> Mapping[str, Any]:
-        """Return the statistics of every matrix and side."""
+    def analyze(self, view: BatchView) -> Mapping[str, Any]:
+        """Return the statistics of every matrix and side at every step of the block."""
         names = view.matrix_names()
         shapes = [view.info(name).shape for name in names]
         if self.direction and not any(len(self.direction) in (n, n + 1) for shape in shapes for n in shape):
@@ -114,10 +133,10 @@ class Condensation(Analyzer):
                 f"Option 'direction' of condensation has {len(self.direction)} numbers, but no selected matrix has as "
                 "many inputs or outputs. Give one number per input (and one for the bias, if you like) or per output."
             )
-        table, rng = _Table(self, names, shapes), view.rng
+        table = Table(self.outputs, names, shapes, steps=len(view), sizes=self.sizes, labels_max=self.labels_max)
         for rows, vectors in _stacks(view, names, alone=self.method != "components"):
             lengths = norms(vectors)
-            part = Neurons(rows, vectors, lengths, self._kept(rows, lengths, table, rng))
+            part = Neurons(rows, vectors, lengths, self._kept(rows, lengths, table, view))
             if self.leading or self.direction or self.order_max:
                 for at in range(len(rows)):
                     self._directions(part, at, table)
@@ -128,7 +147,7 @@ class Condensation(Analyzer):
                 table.add(rows, *found)
         return {"matrix": names, "side": list(SIDES), **table.outputs(), **_lines(view, names)}
 
-    def _kept(self, rows: list[int], lengths: Floats, table: _Table, rng: np.random.Generator) -> Mask:
+    def _kept(self, rows: list[int], lengths: Floats, table: Table, view: BatchView) -> Mask:
         """Return which neurons `[b, n]` are compared: none of a side with a NaN or an infinity."""
         finite = np.asarray(np.isfinite(lengths).all(axis=1, keepdims=True))
         with np.errstate(invalid="ignore"):
@@ -137,30 +156,35 @@ class Condensation(Analyzer):
         counts = np.count_nonzero(keep, axis=1)
         table.ints["tiny"][rows] = np.where(finite[:, 0], keep.shape[1] - counts, -1)
         for at in np.flatnonzero(counts > self.max_neurons):
+            step, side = divmod(rows[at], table.per_step)
+            # A stream per side: what one side draws depends on nothing that is measured beside it.
+            rng = np.random.Generator(np.random.PCG64(view[step].rng.integers(2**63)).jumped(side))
             chosen = rng.choice(np.flatnonzero(keep[at]), size=self.max_neurons, replace=False)
             keep[at] = False
             keep[at, chosen] = True
         return keep
 
-    def _directions(self, part: Neurons, at: int, table: _Table) -> None:
+    def _directions(self, part: Neurons, at: int, table: Table) -> None:
         """Put into the table how neurons lie to the leading and the given direction, and the heat map's order."""
         chosen = np.flatnonzero(part.keep[at])
         if not chosen.size:
             return
         row, vectors, lengths = part.rows[at], part.vectors[at][chosen], part.lengths[at][chosen]
         if len(chosen) <= self.order_max:
-            table.orders[row] = chosen[heatmap_order(unit_rows(vectors, lengths))]
+            unit = unit_rows(vectors, lengths)
+            order = heatmap_order(unit)
+            table.orders[row], table.cosines[row] = chosen[order], unit[order] @ unit[order].T
         top = leading_direction(vectors) if self.leading else None
         if top is not None:
             table.floats["leading_cos"][row] = alignment(vectors, lengths, top).mean()
         width, given = len(self.direction), np.array(self.direction)
-        if width == vectors.shape[1] or (width and width == table.widths[row]):
+        if width == vectors.shape[1] or (width and width == table.width(row)):
             seen = vectors[:, :width]
             table.floats["direction_cos"][row] = np.nanmean(alignment(seen, norms(seen), given))
             if top is not None:
                 table.floats["leading_direction_cos"][row] = _cos(top[:width], given)
 
-    def _measure(self, part: Neurons, table: _Table) -> None:
+    def _measure(self, part: Neurons, table: Table) -> None:
         """Measure one large side, or one for which all distances are needed."""
         vectors, keep = part.vectors[0], part.keep[0]
         chosen = np.flatnonzero(keep)
@@ -205,90 +229,32 @@ class Condensation(Analyzer):
         return first_steps(steps, (values >= start + self.onset * (1 - start)) & (start < PARALLEL))
 
 
-class _Table:
-    """The outputs of all matrices and sides, one row each, as they are found; what is not found stays NaN or -1."""
-
-    def __init__(self, analyzer: Condensation, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
-        self._of, self._names = analyzer, names
-        self.widths = [n for rows, columns in shapes for n in (columns, rows)]
-        counts = [n for shape in shapes for n in shape]
-        plain = {key: out.dtype for key, out in analyzer.outputs.items() if out.dims == _SIDE}
-        self.floats = {key: np.full(len(counts), np.nan) for key, kind in plain.items() if kind == "f8"}
-        self.ints = {key: np.full(len(counts), -1) for key, kind in plain.items() if kind == "i8"}
-        self.ints["neurons"][:] = counts
-        self.orders: dict[int, Any] = {}
-        self._found: dict[int, list[tuple[list[int], Pairs, Ints, Floats]]] = {}
-        self._sizes = np.full((len(counts), analyzer.sizes), -1)
-        self._labels: dict[int, Any] = {}
-
-    def what(self, row: int) -> str:
-        """Return how a row is called in messages."""
-        return f"The {SIDES[row % 2]} side of matrix {self._names[row // 2]!r}"
-
-    def add(self, rows: list[int], pairs: Pairs, roots: Ints, within: Floats) -> None:
-        """Take the results of the sides `rows`: statistics, roots `[b, n]`, smallest cosines to a cluster's mean."""
-        self._found.setdefault(roots.shape[1], []).append((rows, pairs, roots, within))
-
-    def _put(self, rows: list[int], pairs: Pairs, roots: Ints, within: Floats) -> None:
-        floats, ints = self.floats, self.ints
-        sizes, used = cluster_sizes(roots), pairs.used
-        ordered = -np.sort(-sizes, axis=1)
-        population = ints["neurons"][rows] - ints["tiny"][rows]
-        floats["mean_abs_cos"][rows] = pairs.mean_abs
-        floats["mean_cos"][rows] = pairs.mean
-        floats["share_above"][rows] = pairs.share
-        floats["effective_directions"][rows] = pairs.directions
-        floats["within_cos"][rows] = within
-        with np.errstate(all="ignore"):
-            rest = np.sqrt(np.maximum(0.0, 1 - used / population))
-            floats["mean_abs_cos_error"][rows] = 2 * pairs.spread / np.sqrt(used) * rest
-            floats["largest_share"][rows] = ordered[:, 0] / used
-        floats["size_entropy"][rows] = np.where(used > 0, size_entropy(sizes), np.nan)
-        finite = ints["tiny"][rows] >= 0
-        ints["used"][rows] = used
-        ints["clusters"][rows] = np.where(finite, (sizes > 0).sum(axis=1), -1)
-        ints["single"][rows] = np.where(finite, (sizes == 1).sum(axis=1), -1)
-        width = min(self._sizes.shape[1], ordered.shape[1])
-        self._sizes[rows, :width] = np.where(ordered[:, :width] > 0, ordered[:, :width], -1)
-        if roots.shape[1] <= self._of.labels_max:
-            self._labels.update(zip(rows, numbered(roots), strict=True))
-
-    def outputs(self) -> dict[str, Any]:
-        """Return every output that has the dims `matrix` and `side`."""
-        for found in self._found.values():
-            rows, pairs, roots, within = zip(*found, strict=True)
-            self._put(
-                [row for some in rows for row in some], joined(pairs), np.concatenate(roots), np.concatenate(within)
-            )
-        count = len(self._sizes)
-        extra = {"label": _filled(self._labels, count), "order": _filled(self.orders, count)}
-        flat = {**self.floats, **self.ints, "cluster_size": self._sizes, **extra}
-        return {key: value.reshape(count // 2, 2, *value.shape[1:]) for key, value in flat.items()}
-
-
-def _stacks(view: View, names: Sequence[str], *, alone: bool) -> Iterator[tuple[list[int], Array]]:
+def _stacks(view: BatchView, names: Sequence[str], *, alone: bool) -> Iterator[tuple[list[int], Array]]:
     """Yield rows of the output and their neurons `[b, n, d]`: small sides of one shape together, large ones alone."""
     waiting: dict[tuple[Any, ...], tuple[list[int], list[Array]]] = {}
-    for index, name in enumerate(names):
-        for number, vectors in enumerate(neuron_vectors(view, name).values()):
-            if alone or len(vectors) > STACKED:
-                yield [2 * index + number], vectors[None]
-                continue
-            key = (vectors.shape, vectors.dtype)
-            rows, stack = waiting.setdefault(key, ([], []))
-            rows.append(2 * index + number)
-            stack.append(vectors)
-            if len(stack) * vectors.size >= STACK_ENTRIES:
-                yield rows, np.stack(stack)
-                del waiting[key]
+    for row, vectors in _sides(view, names):
+        if alone or len(vectors) > STACKED:
+            yield [row], vectors[None]
+            continue
+        key = (vectors.shape, vectors.dtype)
+        rows, stack = waiting.setdefault(key, ([], []))
+        rows.append(row)
+        stack.append(vectors)
+        if len(stack) * vectors.size >= STACK_ENTRIES:
+            yield rows, np.stack(stack)
+            del waiting[key]
     yield from ((rows, np.stack(stack)) for rows, stack in waiting.values())
 
 
-def _filled(rows: Mapping[int, Any], count: int) -> Ints:
-    full = np.full((count, max((len(row) for row in rows.values()), default=0)), -1)
-    for at, row in rows.items():
-        full[at, : len(row)] = row
-    return full
+def _sides(view: BatchView, names: Sequence[str]) -> Iterator[tuple[int, Array]]:
+    """Yield the neurons of every side of every matrix at every step, in the order of the output's rows."""
+    row = 0
+    for one in view:
+        matrices = one.matrices()
+        for name in names:
+            for vectors in sides(matrices[name], one.bias(name)):
+                yield row, vectors
+                row += 1
 
 
 def _cos(a: Floats, b: Floats) -> float:
@@ -296,17 +262,19 @@ def _cos(a: Floats, b: Floats) -> float:
     return abs(float(a @ b)) / size if size > 0 else math.nan
 
 
-def _lines(view: View, names: Sequence[str]) -> dict[str, Any]:
+def _lines(view: BatchView, names: Sequence[str]) -> dict[str, Any]:
     """Return orientation and amplitude of neurons with one input, NaN where the outgoing matrix is not known."""
     lines = [name for name in names if view.info(name).shape[1] == 1]
     width = max((view.info(name).shape[0] for name in lines), default=0)
-    angle, amplitude = np.full((2, len(lines), width), np.nan)
-    readers = outgoing(view) if lines else {}
-    for at, name in enumerate(lines):
-        vectors = neuron_vectors(view, name)["input"]
-        angle[at, : len(vectors)] = orientations(vectors)
-        if name in readers:
-            amplitude[at, : len(vectors)] = norms(vectors) * norms(view.matrices()[readers[name]].T)
+    angle, amplitude = np.full((2, len(view), len(lines), width), np.nan)
+    readers = outgoing(view[0]) if lines else {}
+    for step, one in enumerate(view):
+        for at, name in enumerate(lines):
+            vectors = neuron_vectors(one, name)["input"]
+            angle[step, at, : len(vectors)] = orientations(vectors)
+            if name in readers:
+                reader = one.matrices()[readers[name]]
+                amplitude[step, at, : len(vectors)] = norms(vectors) * norms(reader.T)
     return {"line": lines, "orientation": angle, "amplitude": amplitude}
 
 

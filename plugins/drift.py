@@ -20,51 +20,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, hookimpl, option
 
+from . import drift_motion as of
+from .drift_motion import Places, motion, window
 from .neurons.vectors import first_steps, group_of, neuron_vectors, norms, outgoing
 
 if TYPE_CHECKING:
-    from ckpt_tools import Series, View
+    from ckpt_tools import BatchView, Series, View
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-
-BLOCK = 1 << 13
-"""Entries of each tensor that are held in float64 at once."""
-
-NOW, FIRST, BEFORE, MOVED, UPDATE, UPDATE_BEFORE, WAY = range(7)
-"""Rows of the Gram matrix: W_t, W_0, W_p, W_t - W_0, W_t - W_p, W_p - W_q, W_p - W_0."""
+Ints = NDArray[np.intp]
 
 
-def motion_gram(now: Array, first: Array, before: Array, earlier: Array) -> Floats:
-    """Return the inner products `[7, 7]` of W_t, W_0, W_p, W_t - W_0, W_t - W_p, W_p - W_q, W_p - W_0.
+def wasserstein(a: Floats, b: Floats) -> Floats:
+    """Return the Wasserstein-1 distance `[...]` of samples `[..., n]` of equal size, NaN when empty.
 
-    >>> gram = motion_gram(np.array([3.0]), np.array([1.0]), np.array([2.0]), np.array([2.0]))
-    >>> float(gram[MOVED, MOVED]), float(gram[UPDATE, WAY])
-    (4.0, 1.0)
-    """
-    gram, flat = np.zeros((7, 7)), [np.ravel(x) for x in (now, first, before, earlier)]
-    buffer = np.empty((8, min(BLOCK, flat[0].size)))
-    with np.errstate(all="ignore"):
-        for start in range(0, flat[0].size, BLOCK):
-            rows = buffer[:, : flat[0].size - start]
-            t, o, p, *differences, q = rows
-            for row, x in zip((t, o, p, q), flat, strict=True):
-                row[:] = x[start : start + BLOCK]
-            for row, a, b in zip(differences, (t, t, p, p), (o, p, q, o), strict=True):
-                np.subtract(a, b, out=row)
-            gram += rows[:7] @ rows[:7].T
-    return gram
-
-
-def wasserstein(a: Floats, b: Floats) -> float:
-    """Return the Wasserstein-1 distance of two samples of equal size, NaN when empty.
-
-    >>> wasserstein(np.array([0.0, 1.0]), np.array([3.0, 1.0]))
+    >>> float(wasserstein(np.array([0.0, 1.0]), np.array([3.0, 1.0])))
     1.5
     """
-    return float(np.abs(np.sort(a) - np.sort(b)).mean()) if len(a) else float("nan")
+    if not a.shape[-1]:
+        return np.full(np.broadcast_shapes(a.shape, b.shape)[:-1], np.nan)
+    return np.asarray(np.abs(np.sort(a, axis=-1) - np.sort(b, axis=-1)).mean(axis=-1))
 
 
 def amplitudes(view: View, name: str, reader: str | None) -> Floats:
@@ -88,7 +66,7 @@ _AMPLITUDES: Mapping[str, Out] = {
     "amplitude": Out(("matrix",), long_name="mean amplitude of neurons"),
     "amplitude_distance": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes to the first checkpoint"),
     "amplitude_update": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes to the previous checkpoint"),
-    "amplitude_speed": Out(("matrix",), long_name="the same per step"),
+    "amplitude_speed": Out(("matrix",), long_name="Wasserstein-1 distance of amplitudes per step"),
 }
 
 
@@ -97,7 +75,17 @@ class Drift(Analyzer):
 
     name = "drift"
     needs = "weights"
+    batched = True
     reference = ("first", "previous", "before_previous")
+    reading = (
+        "How far the weights are from where they started, how fast they go, and whether they go straight on or turn. "
+        "Matrices do not all start at once: some move while others are still frozen, and this order tells the stages "
+        "of a training apart. A distance of 1 means that a matrix has moved by as much as it was large."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "active_order": "start: {group} begins to move.",
+        "fastest_step": "fastest: all weights together move fastest.",
+    }
     invariant_to = frozenset({"sign"})
     outputs: ClassVar[Mapping[str, Out]] = {
         **{key: Out(("matrix",), long_name=out.long_name) for key, out in _MEASURES.items()},
@@ -105,50 +93,33 @@ class Drift(Analyzer):
         "active": Out(("matrix",), long_name="1 where the distance exceeds the threshold, else 0", dtype="i1"),
         **{f"total_{key}": Out(long_name=f"{out.long_name}, all weights as one") for key, out in _MEASURES.items()},
     }
+    figures = (
+        Figure("distance"),
+        Figure("speed", log="y"),
+        Figure("amplitude_speed", log="y"),
+    )
     active_from: float = option(0.1, help="A matrix is active once its relative distance exceeds this.", min=0.0)
     vectors: bool = option(True, help="Count biases and gains in the totals.")
     turning: bool = option(True, help="Also the cosine of successive updates (reads one more checkpoint).")
 
-    def analyze(self, view: View) -> Mapping[str, Any]:
+    def analyze(self, view: BatchView) -> Mapping[str, Any]:
         """Return every measure; those of updates are NaN at the first checkpoint, of turning also at the second."""
         names = view.matrix_names()
-        time = view.step - view.references["previous"].step  # 0 at the start: there is no previous one
-        grams = [self._gram(view, name, "matrices") for name in names]
-        others = [self._gram(view, name, "vectors") for name in view.vectors()] if self.vectors else []
-        known = [gram for gram in [*grams, *others] if gram is not None]
-        unknown = np.full((7, 7), np.nan)
-        each = _measures(np.array([unknown if gram is None else gram for gram in grams]).reshape(-1, 7, 7), time)
-        total = _measures(np.sum(known, axis=0) if known else unknown, time)
+        views, at = window(view, turning=self.turning)
+        steps = np.array([one.step for one in views])
+        time = steps[at.now] - steps[at.before]  # 0 at the start: there is no previous one
+        products = _Products(views, at)
+        each = _measures(products.of("matrices", names), time[:, None])
+        if self.vectors:
+            products.of("vectors", list(view.vectors()))
+        total = _measures(products.total(), time)
         return {
             "matrix": names,
             **each,
-            **self._amplitudes(view, names, time),
+            **_amplitudes(views, at, names, time),
             "active": np.where(np.isnan(each["distance"]), -1, each["distance"] > self.active_from),
             **{f"total_{key}": value for key, value in total.items()},
         }
-
-    def _gram(self, view: View, name: str, kind: str) -> Floats | None:
-        """Return the inner products of one weight; None when a reference lacks it or has it in another shape."""
-        now = getattr(view, kind)()[name]
-        past = []
-        for which in ("first", "previous", "before_previous" if self.turning else "previous"):
-            weights = getattr(view.references[which], kind)()
-            if name not in weights or weights[name].shape != now.shape:
-                return None
-            past.append(weights[name])
-        return motion_gram(now, *past)
-
-    def _amplitudes(self, view: View, names: Sequence[str], time: int) -> dict[str, Floats]:
-        values = np.full((len(_AMPLITUDES), len(names)), np.nan)
-        readers = outgoing(view)
-        first, previous = view.references["first"], view.references["previous"]
-        for at, name in enumerate(names):
-            reader = readers.get(name)
-            now = amplitudes(view, name, reader)
-            then, before = (amplitudes_like(past, name, reader, len(now)) for past in (first, previous))
-            moved = wasserstein(now, before) if time else np.nan
-            values[:, at] = now.mean(), wasserstein(now, then), moved, moved / time if time else np.nan
-        return dict(zip(_AMPLITUDES, values, strict=True))
 
     def summarize(self, series: Series) -> Mapping[str, Any]:
         """Return when each matrix and group became active, which groups stayed frozen, and how straight the way was."""
@@ -172,28 +143,76 @@ class Drift(Analyzer):
         }
 
 
+class _Products:
+    """Inner products of weights, NaN where a reference lacks a weight or has it in another shape, and their sum."""
+
+    def __init__(self, views: Sequence[View], at: Places) -> None:
+        self._views, self._at = views, at
+        self._sum = np.zeros((10, len(at.now)))
+        self._known = np.zeros(len(at.now), dtype=bool)
+
+    def of(self, kind: str, names: Sequence[str]) -> Floats:
+        """Return the products `[10, step, weight]` of some weights and count them into the total."""
+        weights = [getattr(view, kind)() for view in self._views]
+        found = np.full((10, len(self._at.now), len(names)), np.nan)
+        for number, name in enumerate(names):
+            rows = [each.get(name) for each in weights]
+            known, products = self._one(rows)
+            found[:, known, number] = products
+            self._sum[:, known] += products
+            self._known |= known
+        return found
+
+    def _one(self, rows: Sequence[Array | None]) -> tuple[NDArray[np.bool_], Floats]:
+        at = self._at
+        now = rows[int(at.now[0])]
+        fits = np.array([row is not None and now is not None and row.shape == now.shape for row in rows])
+        known = fits[at.now] & fits[at.first] & fits[at.before] & fits[at.earlier]
+        if not known.any():
+            return known, np.zeros((10, 0))
+        needed, places = at.among(known)
+        return known, motion([row for i in needed if (row := rows[i]) is not None], places)
+
+    def total(self) -> Floats:
+        """Return the products `[10, step]` of all weights as one."""
+        return np.where(self._known, self._sum, np.nan)
+
+
+def _amplitudes(views: Sequence[View], at: Places, names: Sequence[str], time: Ints) -> dict[str, Floats]:
+    values = np.full((len(_AMPLITUDES), len(at.now), len(names)), np.nan)
+    now, later = int(at.now[0]), np.where(time > 0, time, np.nan)
+    readers = outgoing(views[now])
+    for number, name in enumerate(names):
+        count = views[now].info(name).shape[0]
+        found = np.array([amplitudes_like(view, name, readers.get(name), count) for view in views])
+        here = found[at.now]
+        moved = np.where(time > 0, wasserstein(here, found[at.before]), np.nan)
+        values[:, :, number] = here.mean(axis=1), wasserstein(here, found[at.first]), moved, moved / later
+    return dict(zip(_AMPLITUDES, values, strict=True))
+
+
 def amplitudes_like(view: View, name: str, reader: str | None, count: int) -> Floats:
-    """Return a reference's amplitudes `[count]`, NaN where it has no such neurons."""
+    """Return a checkpoint's amplitudes `[count]`, NaN where it has no such neurons."""
     matrices = view.matrices()
     if name not in matrices or (reader is not None and reader not in matrices) or view.info(name).shape[0] != count:
         return np.full(count, np.nan)
     return amplitudes(view, name, reader)
 
 
-def _measures(gram: Floats, time: int) -> dict[str, Floats]:
-    """Return the measures `[...]` of Gram matrices `[..., 7, 7]`."""
-    size = np.sqrt(np.einsum("...ii->...i", gram))
-    update = np.where(time, size[..., UPDATE], np.nan)
+def _measures(products: Floats, time: Ints) -> dict[str, Floats]:
+    """Return the measures `[...]` of inner products `[10, ...]`, after `time` steps each."""
+    size = np.sqrt(products[: of.NOW_FIRST])
+    update = np.where(time > 0, size[of.UPDATE], np.nan)
     return {
-        "norm": size[..., NOW],
-        "distance": _relative(size[..., MOVED], size[..., FIRST]),
-        "norm_change": _relative(size[..., NOW] - size[..., FIRST], size[..., FIRST]),
-        "first_cos": _ratio(gram[..., NOW, FIRST], size[..., NOW] * size[..., FIRST]),
+        "norm": size[of.NOW],
+        "distance": _relative(size[of.MOVED], size[of.FIRST]),
+        "norm_change": _relative(size[of.NOW] - size[of.FIRST], size[of.FIRST]),
+        "first_cos": _ratio(products[of.NOW_FIRST], size[of.NOW] * size[of.FIRST]),
         "update_norm": update,
-        "relative_update": _relative(update, size[..., BEFORE]),
-        "speed": update / max(time, 1),
-        "update_cos": _ratio(gram[..., UPDATE, UPDATE_BEFORE], update * size[..., UPDATE_BEFORE]),
-        "way_cos": _ratio(gram[..., UPDATE, WAY], update * size[..., WAY]),
+        "relative_update": _relative(update, size[of.BEFORE]),
+        "speed": update / np.maximum(time, 1),
+        "update_cos": _ratio(products[of.TURN], update * size[of.UPDATE_BEFORE]),
+        "way_cos": _ratio(products[of.UPDATE_WAY], update * size[of.WAY]),
     }
 
 

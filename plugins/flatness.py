@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from ckpt_tools import Analyzer, OptionError, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, option
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,11 @@ class Flatness(Analyzer):
 
     name = "flatness"
     needs = "loss"
+    reading = (
+        "The loss is a landscape over the weights. The largest eigenvalue of its Hessian says how steeply it curves in "
+        "the sharpest direction, the trace how much in all directions together; `loss_increase` is what random changes "
+        "of the weights cost. Flat places forgive such changes, sharp ones do not."
+    )
     params: tuple[str, ...] = option((), help="Globs of roles or parameter names, as layers.0.*; none: all trainable.")
     k: int = option(3, help="How many of the largest eigenvalues.", min=1)
     tol: float = option(1e-2, help="Residual at which an eigenvalue is done, relative to it.", min=0.0)
@@ -49,6 +54,11 @@ class Flatness(Analyzer):
     rows: int = option(0, help="Examples per graph; 0: all at once, fastest, most memory.", min=0)
     precision: Literal["auto", "float32", "float64"] = option("auto", help="auto: float64 up to 100,000 parameters.")
 
+    figures = (
+        Figure("eigenvalue"),
+        Figure("trace"),
+        Figure("loss_increase", "profile", log="x"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "loss": Out(unit="nat", long_name="Loss on the batch"),
         "gradient_norm": Out(unit="nat", long_name="Length of the gradient"),

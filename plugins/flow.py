@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, SourceError, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, SourceError, hookimpl, option
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,9 +35,19 @@ class Flow(Analyzer):
 
     name = "flow"
     needs = "loss"
+    reading = (
+        "Which ways information takes: one connection of attention, from a key position to a query position, is cut"
+        " at a time, and the loss or the accuracy is measured again. A large effect means that the model relies on "
+        "it."
+    )
     span: int = option(16, help="Edges among so many last positions; 0: all.", min=0)
     heads: bool = option(False, help="Also cut every edge in one head at a time.")
 
+    figures = (
+        Figure("contrast_effect", "map"),
+        Figure("loss_effect", "map"),
+        Figure("class_accuracy_effect", "map"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "loss": Out((), "nat", "Loss with nothing cut"),
         "accuracy": Out((), "1", "Share of right answers with nothing cut"),

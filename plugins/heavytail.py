@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, hookimpl, option
 
 if TYPE_CHECKING:
     from ckpt_tools import Series, View
@@ -132,6 +132,12 @@ class HeavyTail(Analyzer):
 
     name = "heavytail"
     needs = "weights"
+    reading = (
+        "The eigenvalues of a matrix times its transpose fall off slowly where training has built correlations into"
+        " it. `alpha` is the exponent of that fall, fitted to the largest ones: near 2 the tail is heavy, as in "
+        "well-trained layers; far above 6 the matrix looks random. `D` says how well the fit holds, and `num_evals`"
+        " from how many eigenvalues it could be made."
+    )
     invariant_to = frozenset({"rotation", "sign", "neuron_permutation"})
     outputs: ClassVar[Mapping[str, Out]] = {
         "alpha": Out(_OUT, long_name="power-law exponent of the eigenvalue spectrum"),
@@ -148,6 +154,10 @@ class HeavyTail(Analyzer):
         "log_spectral_norm": Out(_OUT, long_name="log10 of the largest eigenvalue"),
         "stable_rank": Out(_OUT, long_name="squared Frobenius norm over largest eigenvalue"),
     }
+    figures = (
+        Figure("alpha"),
+        Figure("log_spectral_norm"),
+    )
     floor: float = option(1e-5, help="Leave eigenvalues up to this out of the fit.", min=0.0)
     relative: bool = option(False, help="The floor is a share of the largest eigenvalue.")
 

@@ -7,6 +7,8 @@
 - numerical rank: how many s exceed tau * s_1;
 - nuclear, Frobenius and spectral norm: sum(s), sqrt(sum s^2), s_1.
 
+The summary says which rank the normalized matrix W / ||W||_F tends to and what became of each measure (`rank_limits`).
+
 A zero matrix has rank 0 and norm 0 by every measure; zero singular values contribute nothing. A spectrum with a NaN has
 NaN everywhere, and -1 as its numerical rank. The effective rank of a Gaussian d x d matrix is about 0.8 d, so read it
 beside its value at the first step; bfloat16 rounding alone can raise it by a quarter on steep spectra, which is why
@@ -23,10 +25,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, Spectrum, hookimpl, option, product_singular_values
+from ckpt_tools import Analyzer, Figure, Out, Spectrum, hookimpl, option, product_singular_values
+
+from .rank_limits import embedding_product, trajectory_facts
 
 if TYPE_CHECKING:
-    from ckpt_tools import AttentionWeights, View
+    from ckpt_tools import AttentionWeights, BatchView, Series
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -111,6 +115,27 @@ def spectral_norm(s: Floats) -> Floats:
     return np.asarray(np.max(s, axis=-1, initial=0.0))
 
 
+def turns(steps: Sequence[int], ranks: Floats) -> tuple[float | None, int | None, int | None]:
+    """Return the lowest rank, the step at which nine tenths of the way down to it are gone, and the one of regrowth.
+
+    A collapse at least halves the first rank; regrowth is one and a half times the lowest. None for what is not there.
+
+    >>> turns([0, 10, 20, 30], np.array([8.0, 1.2, 1.0, 2.0]))
+    (1.0, 10, 30)
+    """
+    known = np.flatnonzero(np.isfinite(ranks))
+    if not len(known):
+        return None, None, None
+    values = np.asarray(ranks)[known]
+    first, at = values[0], int(values.argmin())
+    lowest = float(values[at])
+    if lowest > first / 2:
+        return lowest, None, None
+    down = int((values <= lowest + 0.1 * (first - lowest)).argmax())
+    grown = np.flatnonzero(values[at:] >= 1.5 * lowest)
+    return lowest, int(steps[known[down]]), int(steps[known[at + grown[0]]]) if lowest > 0 and len(grown) else None
+
+
 def _ratio(above: Floats, below: Floats) -> Floats:
     """Return above / below, and 0 where below is 0."""
     shape = np.broadcast_shapes(above.shape, below.shape)
@@ -171,64 +196,113 @@ class Rank(Analyzer):
 
     name = "rank"
     needs = "weights"
+    batched = True
     invariant_to = frozenset({"rotation", "sign", "neuron_permutation"})
+    reading = (
+        "A weight matrix passes some directions of its input on and suppresses others; its singular values say by how "
+        "much. The effective rank counts the directions that matter. A matrix of random numbers uses nearly all of "
+        "them, and one that has learned a single thing uses one: its rank falls towards 1. When the rank rises again, "
+        "the matrix has begun to use a further direction. Read every curve beside its first value."
+    )
+    events: ClassVar[Mapping[str, str]] = {
+        "collapse_step": "collapse: {label} is down to its fewest directions.",
+        "regrowth_step": "new direction: {label} begins to use a further one.",
+    }
     outputs: ClassVar[Mapping[str, Out]] = {
         **_outputs("matrix", "", "the matrix"),
         **_outputs("product", "product_", "the product"),
+        "spectrum": Out(dims=("matrix", "spectrum_index"), long_name="all singular values of the matrix, if asked for"),
     }
+    figures = (
+        Figure("effective_rank", log="y"),
+        Figure("stable_rank", log="y"),
+        Figure("singular_values", "profile", log="y"),
+        Figure("product_effective_rank", log="y"),
+    )
     k: int = option(8, help="How many leading singular values to store.", min=1)
     tau: float = option(
         1e-3, help="A singular value counts to the numerical rank above tau times the largest.", min=0.0, max=1.0
     )
     products: bool = option(True, help="Also W_Q W_K^T and W_V W_O of every head, where the roles are known.")
+    embedding: bool = option(False, help="Also the product of unembedding and embedding, both in memory at a time.")
+    spectrum: bool = option(False, help="Store all singular values of every matrix.")
+    limit: float = option(
+        0.05, help="A singular value counts to the limit rank above so much of the Frobenius norm.", min=0.0, max=1.0
+    )
 
-    def analyze(self, view: View) -> Mapping[str, Any]:
-        """Return every measure of every matrix and product."""
+    def analyze(self, view: BatchView) -> Mapping[str, Any]:
+        """Return every measure of every matrix and product at every step of the block."""
         names = view.matrix_names()
         stored = {name: view.info(name).dtype for name in names}
         heads = list(_products(view.attention())) if self.products else []
-        labels = [f"{path}.{head}" for path, spectrum in heads for head in range(len(spectrum.values))]
+        labels = [f"{path}.{head}" for path, spectrum in heads for head in range(spectrum.values.shape[1])]
+        extra = embedding_product(view) if self.embedding else []
+        whole = [view.spectrum(name) for name in names]
+        products = [*(spectrum for _, spectrum in heads), *(spectrum for _, spectrum, _ in extra)]
+        dtypes = [*(_dtypes(label, stored) for label in labels), *(dtype for *_, dtype in extra)]
         return {
             "matrix": names,
-            "product": labels,
-            **self._measures("", [view.spectrum(name) for name in names], list(stored.values())),
-            **self._measures("product_", [spectrum for _, spectrum in heads], [_dtypes(at, stored) for at in labels]),
+            "product": [*labels, *(label for label, *_ in extra)],
+            "spectrum": _whole(whole, len(view)) if self.spectrum else np.zeros((len(view), len(names), 0)),
+            **self._measures("", len(view), whole, list(stored.values())),
+            **self._measures("product_", len(view), products, dtypes),
         }
 
-    def _measures(self, prefix: str, spectra: Sequence[Spectrum], dtypes: list[str]) -> dict[str, Any]:
-        s, error, count = _rows(spectra)
+    def summarize(self, series: Series) -> Mapping[str, Any]:
+        """Return, per matrix, the lowest effective rank, the step of its collapse and that of a new direction after it.
+
+        None where a rank does not halve, or does not grow to one and a half times its lowest value again. Also the
+        limit rank and the growth of every measure from the first step to the last (`rank_limits`).
+        """
+        if len(series) < 2:
+            return {}
+        ranks, steps = series["effective_rank"], series.steps.tolist()
+        found = {name: turns(steps, ranks[:, at]) for at, name in enumerate(series.labels("matrix"))}
+        keys = ("lowest_rank", "collapse_step", "regrowth_step")
+        facts = {key: {name: turn[at] for name, turn in found.items()} for at, key in enumerate(keys)}
+        return {**facts, **trajectory_facts(series, self.limit)}
+
+    def _measures(self, prefix: str, steps: int, spectra: Sequence[Spectrum], dtypes: list[str]) -> dict[str, Any]:
+        s, error, count = _rows(spectra, steps)
         measures = {
             "effective_rank": effective_rank(s),
             "energy_entropy_rank": energy_entropy_rank(s),
             "stable_rank": stable_rank(s),
             "participation_ratio": participation_ratio(s),
             "numerical_rank": numerical_rank(s, self.tau),
-            "full_rank": count,
+            "full_rank": np.broadcast_to(count, s.shape[:2]),
             "nuclear_norm": nuclear_norm(s),
             "nuclear_error": _ratio(error.sum(axis=-1), s.sum(axis=-1)),
             "frobenius_norm": frobenius_norm(s),
             "spectral_norm": spectral_norm(s),
             "singular_values": _leading(s, count, self.k),
             "singular_values_error": _leading(error, count, self.k),
-            "stored_dtype": dtypes,
+            "stored_dtype": np.broadcast_to(np.array(dtypes, dtype=np.str_), s.shape[:2]),
         }
         return {prefix + key: value for key, value in measures.items()}
 
 
-def _factors(attention: AttentionWeights) -> Iterator[Factors]:
-    """Yield path and factors of W_Q W_K^T and, where both factors exist, of W_V W_O.
+def _factors(attention: Sequence[AttentionWeights]) -> Iterator[Factors]:
+    """Yield path and factors of W_Q W_K^T and, where both exist, of W_V W_O of one layer at every step.
 
-    Heads come as `[H_kv, H // H_kv, ...]` and `[H_kv, 1, ...]`, so that a group's keys and values broadcast.
+    Heads come as `[step, H_kv, H // H_kv, ...]` and `[step, H_kv, 1, ...]`, so that a group's keys and values
+    broadcast.
     """
-    q, k, v, o = attention.q, attention.k, attention.v, attention.o
-    path = f"layers.{attention.layer}.attn"
-    yield f"{path}.qk", _grouped(q, len(k)).swapaxes(-1, -2), k[:, None]
+    path = f"layers.{attention[0].layer}.attn"
+    q, k, v, o = (_stacked([getattr(one, part) for one in attention]) for part in "qkvo")
+    if q is not None and k is not None:
+        yield f"{path}.qk", _grouped(q, k.shape[1]).swapaxes(-1, -2), k[:, :, None]
     if v is not None and o is not None:
-        yield f"{path}.vo", _grouped(o, len(v)), v[:, None]
+        yield f"{path}.vo", _grouped(o, v.shape[1]), v[:, :, None]
+
+
+def _stacked(parts: Sequence[Array | None]) -> Array | None:
+    present = [part for part in parts if part is not None]
+    return None if len(present) < len(parts) else present[0][None] if len(present) == 1 else np.stack(present)
 
 
 def _grouped(heads: Array, shared: int) -> Array:
-    return heads.reshape(shared, len(heads) // shared, *heads.shape[1:])
+    return heads.reshape(len(heads), shared, heads.shape[1] // shared, *heads.shape[2:])
 
 
 def _batches(factors: Iterable[Factors]) -> Iterator[list[Factors]]:
@@ -246,13 +320,14 @@ def _batches(factors: Iterable[Factors]) -> Iterator[list[Factors]]:
         yield batch
 
 
-def _products(layers: Iterable[AttentionWeights]) -> Iterator[tuple[str, Spectrum]]:
-    """Yield path and spectra `[head, k]` of every product."""
+def _products(layers: Iterable[Sequence[AttentionWeights]]) -> Iterator[tuple[str, Spectrum]]:
+    """Yield path and spectra `[step, head, k]` of every product."""
     for batch in _batches(factors for layer in layers for factors in _factors(layer)):
         paths, *sides = zip(*batch, strict=True)
         left, right = (side[0][None] if len(side) == 1 else np.stack(side) for side in sides)
         found = product_singular_values(left, right)
-        values, error = (x.reshape(len(batch), -1, x.shape[-1]) for x in (found.values, found.error))
+        lead = (len(batch), sides[0][0].shape[0], -1)
+        values, error = (x.reshape(*lead, x.shape[-1]) for x in (found.values, found.error))
         yield from ((path, Spectrum(values[i], error[i], found.route)) for i, path in enumerate(paths))
 
 
@@ -262,24 +337,33 @@ def _dtypes(label: str, stored: Mapping[str, str]) -> str:
     return "+".join(dict.fromkeys(stored[f"{path}.{part}"] for part in pair))
 
 
-def _rows(spectra: Sequence[Spectrum]) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Return values and errors `[row, width]`, padded with zeros (which change no measure), and the row lengths."""
-    rows = [(np.atleast_2d(s.values), np.atleast_2d(s.error)) for s in spectra]
-    count = np.array([values.shape[1] for values, _ in rows for _ in values], dtype=np.int64)
-    table = np.zeros((2, len(count), max(count, default=0)))
+def _rows(spectra: Sequence[Spectrum], steps: int) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Return values and errors `[step, row, width]`, padded with zeros (which change no measure), and row lengths.
+
+    Spectra are `[step, k]` for one row or `[step, row, k]` for several.
+    """
+    rows = [(s.values.reshape(steps, -1, s.values.shape[-1]), s.error) for s in spectra]
+    count = np.array([values.shape[2] for values, _ in rows for _ in range(values.shape[1])], dtype=np.int64)
+    table = np.zeros((2, steps, len(count), max(count, default=0)))
     at = 0
     for values, error in rows:
-        here = slice(at, at := at + len(values))
-        table[0, here, : values.shape[1]] = values
-        table[1, here, : values.shape[1]] = error
+        here = slice(at, at := at + values.shape[1])
+        table[0, :, here, : values.shape[2]] = values
+        table[1, :, here, : values.shape[2]] = error.reshape(values.shape)
     return table[0], table[1], count
 
 
+def _whole(spectra: Sequence[Spectrum], steps: int) -> Floats:
+    """Return all singular values `[step, row, width]`, NaN beyond the row's own length."""
+    rows, _, count = _rows(spectra, steps)
+    return _leading(rows, count, rows.shape[2])
+
+
 def _leading(rows: Floats, count: NDArray[np.int64], k: int) -> Floats:
-    """Return the first `k` of each row `[row, k]`, NaN beyond the row's own length."""
-    out = np.full((len(rows), k), np.nan)
-    width = min(k, rows.shape[1])
-    out[:, :width] = np.where(np.arange(width) < count[:, None], rows[:, :width], np.nan)
+    """Return the first `k` of each row `[step, row, k]`, NaN beyond the row's own length."""
+    out = np.full((*rows.shape[:2], k), np.nan)
+    width = min(k, rows.shape[2])
+    out[..., :width] = np.where(np.arange(width) < count[:, None], rows[..., :width], np.nan)
     return out
 
 

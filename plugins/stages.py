@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, OptionError, Out, Series, hookimpl, nearest, open_trajectory, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, Series, hookimpl, nearest, open_trajectory, option
 
 from .stages_segments import Segment, onset, segments, slopes
 
@@ -31,6 +31,11 @@ class Stages(Analyzer):
     name = "stages"
     needs = "weights"
     reference = "first"
+    reading = (
+        "Training does not go evenly: a curve rests on a plateau, falls, and rests again. This cuts the curves of a"
+        " run into plateaus, descents and rises, each with its first and last step, and says when a curve leaves "
+        "its first value for good. The timeline shows them beneath the loss."
+    )
     run: str = option("", help="Run folder whose logged metrics are segmented too; none: weights alone.")
     metrics: tuple[str, ...] = option(("loss",), help="Which logged metrics; they must be positive.")
     window: int = option(5, help="Points under which a speed is taken.", min=2)
@@ -39,6 +44,10 @@ class Stages(Analyzer):
     flat: float = option(0.01, help="A curve whose logarithm varies less is one plateau.", min=0.0)
     log_steps: bool = option(False, help="Take speeds over ln(step + 1), for logarithmic schedules.")
 
+    figures = (
+        Figure("distance"),
+        Figure("relative_distance"),
+    )
     outputs: ClassVar[Mapping[str, Out]] = {
         "norm": Out((), "1", "Frobenius norm of all matrices together"),
         "distance": Out((), "1", "Frobenius distance of all matrices from the first checkpoint"),

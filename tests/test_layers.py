@@ -11,8 +11,8 @@ import ckpt_tools
 
 CORE = Path(ckpt_tools.__file__).parent
 LAYERS = [
-    ["errors", "losses"],
-    ["options", "hookspecs"],
+    ["errors", "losses", "streams"],
+    ["options", "hookspecs", "heads"],
     ["checkpoint"],
     ["roles", "results", "text"],
     ["spectra", "analyzer", "family", "run"],
@@ -22,7 +22,7 @@ LAYERS = [
     ["view"],
     ["verify"],
     ["engine"],
-    ["testing", "report"],
+    ["testing", "report", "figures", "export", "compare"],
     ["study"],
     ["cli"],
 ]

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from ckpt_tools import open_checkpoint
 from ckpt_tools.layouts import Layouts
 from ckpt_tools.registry import load_registry
-from ckpt_tools.weights import Weights
+from ckpt_tools.weights import Cache, Weights
 
 RNG = np.random.default_rng(0)
 
@@ -68,15 +68,15 @@ def test_a_tall_matrix_is_streamed(tmp_path: Path) -> None:
     weights = weights_of(tmp_path / "tall", {"w": tall}, "{}")
     spectrum = weights.spectrum("w")
     assert np.allclose(spectrum.values, np.linalg.svd(tall.astype("f8"), compute_uv=False), rtol=1e-9)
-    assert not weights._cache
+    assert not weights._cache._kept
 
 
 def test_the_cache_keeps_to_its_budget(tmp_path: Path) -> None:
     tensors = {f"w{i}": RNG.standard_normal((16, 16)).astype("f4") for i in range(4)}
-    weights = weights_of(tmp_path / "small", tensors, "{}", cache_bytes=2 * 16 * 16 * 4)
+    weights = weights_of(tmp_path / "small", tensors, "{}", cache=Cache(2 * 16 * 16 * 4))
     for name in tensors:
         weights.read(name)
-    assert [key for key, _ in weights._cache] == ["w2", "w3"] and weights._used == 2 * 16 * 16 * 4
+    assert [name for _, name, _ in weights._cache._kept] == ["w2", "w3"] and weights._cache._used == 2 * 16 * 16 * 4
     assert np.array_equal(weights.read("w0"), tensors["w0"])
 
 

@@ -11,6 +11,7 @@ follows "Initialization is Critical" (arXiv 2405.05409): std = d_in^-gamma, per 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -62,6 +63,8 @@ class Config(Options):
     gamma_vo: float | None = option(None, help="Rate of v and o; none: std, else gamma.")
     gamma_mlp: float | None = option(None, help="Rate of the MLP; none: std, else gamma.")
     gamma_unembed: float | None = option(None, help="Rate of the unembedding; none: std, else gamma.")
+    gain: float = option(1.0, help="Factor of every initial std.", min=0.0)
+    scale_residual: bool = option(False, help="Divide the initial o and down by sqrt(2 layers).")
 
     def head_width(self) -> int:
         """Return the width of a head; raises OptionError for shapes that cannot be built."""
@@ -323,13 +326,19 @@ class Transformer(TrainedFamily):
 
 
 def spread(c: Config, name: str, d_in: int) -> float:
-    """Return the initial std of a matrix: its group's rate if set, else `std` if set, else rate `gamma`."""
+    """Return the initial std of a matrix: its group's rate if set, else `std` if set, else rate `gamma`.
+
+    `gain` multiplies it, and `scale_residual` divides that of o and down.
+    """
     stem = name.removesuffix(".weight")
     group = next(group for pattern, group in GROUPS.items() if re.fullmatch(pattern, stem))
     rate: float | None = getattr(c, f"gamma_{group}")
+    factor = c.gain
+    if c.scale_residual and stem.endswith((".o", ".down")):
+        factor /= math.sqrt(2 * c.layers)
     if rate is None and c.std is not None:
-        return c.std
-    return float(d_in ** -(c.gamma if rate is None else rate))
+        return factor * c.std
+    return float(factor * d_in ** -(c.gamma if rate is None else rate))
 
 
 @hookimpl

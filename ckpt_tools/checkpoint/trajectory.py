@@ -72,9 +72,7 @@ class Trajectory:
 
     def checkpoint(self, step: int, *, hashing: bool = True) -> Checkpoint:
         """Open the checkpoint of a step; `hashing` as in `open_checkpoint`. Raises SourceError for an unknown step."""
-        if step not in self._at:
-            raise SourceError(f"{self.path}: {no_such_step(self.steps, step)}.")
-        entry = self._at[step]
+        entry = self.entry(step)
         how: dict[str, Any] = {"run": self.run, "hashing": hashing, "part": self.part}
         if entry.record is None:
             checkpoint = open_checkpoint(entry.path, step=step, **how)
@@ -82,6 +80,12 @@ class Trajectory:
             checkpoint = open_logged(entry.local, entry.record, **how)
         checkpoint.config = checkpoint.config or self.config
         return checkpoint
+
+    def entry(self, step: int) -> Entry:
+        """Return where the checkpoint of a step lies; raises SourceError for an unknown step."""
+        if step not in self._at:
+            raise SourceError(f"{self.path}: {no_such_step(self.steps, step)}.")
+        return self._at[step]
 
     def check(self, step: int) -> None:
         """Read a checkpoint in a log whole and compare it with its checksum; raises FormatError. Others carry none."""

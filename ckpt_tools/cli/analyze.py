@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -67,12 +71,29 @@ def parse_cache_size(ctx: click.Context, param: click.Parameter, value: str | No
     "--cache-size", metavar="SIZE", callback=parse_cache_size, help="Most that copies of remote files take (20GiB)."
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes to compute in.")
+@click.option(
+    "--memory", metavar="SIZE", callback=parse_cache_size, help="Most that all processes take (default: half of free)."
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster of this scheduler (tcp://...).")
+@click.option("--scheduler-file", type=click.Path(), help="The same, by the file that the scheduler wrote.")
+@click.option(
+    "--cluster", type=click.Choice(["slurm", "k8s", "ssh", "local"]), help="Start a Dask cluster, and compute there."
+)
+@click.option("--cluster-config", type=click.Path(), help="TOML file with the keywords of the cluster's launcher.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up an analyzer at a checkpoint after this long.")
+@click.option("--dry-run", is_flag=True, help="Say how much there is to compute, read and wait for; write nothing.")
+@click.option("--watch", is_flag=True, help="Follow a run that is still training, until it ends.")
 @click.option("--strict", is_flag=True, help="Stop at the first failure instead of recording it and going on.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about what was done.")
 def analyze(
-    source: str, plugins: tuple[str, ...], settings: tuple[str, ...], quiet: bool, as_json: bool, **how: Any
+    source: str,
+    plugins: tuple[str, ...],
+    settings: tuple[str, ...],
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **how: Any,
 ) -> int:
     """Run analyzers over SOURCE, a run, a folder of checkpoints or one checkpoint, and write HDF5.
 
@@ -86,13 +107,32 @@ def analyze(
     from ..engine import analyze as run_analysis
     from .progress import reporter
 
-    data = data_settings(how)
-    with reporter(quiet=quiet or as_json, label="analyze") as progress:
+    data, cluster = data_settings(how), cluster_settings(how)
+    if dry_run:
+        from .estimate import show_estimate
+
+        return show_estimate(source, plugins, options=split_settings(settings), data=data, as_json=as_json, **how)
+    with reporter(quiet=quiet or as_json, label="analyze") as progress, sigterm_as_ctrl_c():
         outcome = run_analysis(
-            source, plugins, options=split_settings(settings), data=data, on_progress=progress, **how
+            source, plugins, options=split_settings(settings), data=data, cluster=cluster, on_progress=progress, **how
         )
     _report(outcome, quiet, as_json)
     return 130 if outcome.interrupted else 3 if outcome.failures else 0
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """End in order when a batch system asks for it: what is finished is written."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def data_settings(how: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +145,22 @@ def data_settings(how: dict[str, Any]) -> dict[str, Any]:
     if "tokenizer" in given:
         paths["tokenizer"] = Path(given.pop("tokenizer"))
     return {**paths, **given}
+
+
+def cluster_settings(how: dict[str, Any]) -> Any:
+    """Take the settings of a cluster out of the command's options and return the `Cluster`, None without any."""
+    names = {
+        "scheduler": "scheduler",
+        "scheduler_file": "scheduler_file",
+        "cluster": "kind",
+        "cluster_config": "config",
+    }
+    given = {names[key]: value for key in names if (value := how.pop(key)) is not None}
+    if not given:
+        return None
+    from ..engine.cluster import Cluster
+
+    return Cluster(**given, workers=how["workers"])
 
 
 SHOWN_FAILURES = 5

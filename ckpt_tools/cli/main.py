@@ -15,9 +15,13 @@ from ..errors import CkptError, nearest
 # Kept here so that `ckpt --help` imports none of them.
 COMMANDS = {
     "analyze": "Run analyzers over a checkpoint or a trajectory and write HDF5.",
+    "compare": "Compare two results files, or two sets of runs with statistics.",
+    "export": "Write a results file as CSV, Parquet, netCDF or TensorBoard events.",
     "inspect": "List tensors, roles, shapes, dtypes, steps, and what is skipped and why.",
     "pack": "Move the step folders of a run into logs, and check logs.",
+    "plot": "Draw figures of results files: curves, heat maps, spectra, several runs overlaid.",
     "plugins": "List, show, check and create plugins.",
+    "report": "Write results files as one HTML page with interactive charts.",
     "show": "Print a results file as tables with a sparkline per series.",
     "study": "Reproduce a paper: train, analyze, check its claims, draw figures, report.",
     "train": "Train a small model and save a dense trajectory of checkpoints.",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[float, int, str], None]
 
 LINE_EVERY = 10.0
 
@@ -49,12 +49,16 @@ def _bar(label: str) -> Iterator[Progress]:
 def _lines(label: str) -> Progress:
     started = last = time.monotonic()
 
-    def progress(done: int, total: int, detail: str) -> None:
-        nonlocal last
+    at_start: float | None = None
+
+    def progress(done: float, total: int, detail: str) -> None:
+        nonlocal last, at_start
         now = time.monotonic()
-        if now - last >= LINE_EVERY and done:
+        # What an earlier call did says nothing about this one's speed.
+        at_start = done if at_start is None else at_start
+        if now - last >= LINE_EVERY and done > at_start:
             last = now
-            left = (now - started) / done * (total - done)
-            click.echo(f"{label}: {done}/{total} {detail} ({left:.0f} s left)", err=True)
+            left = (now - started) / (done - at_start) * (total - done)
+            click.echo(f"{label}: {int(done)}/{total} {detail} ({left:.0f} s left)", err=True)
 
     return progress

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +12,10 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..results.reader import ResultGroup, Results, Variable
+    from ..results.choose import Chosen
+    from ..results.reader import Results, Variable
 
 _ONE_STEP_COLUMNS = 4
-_MOST_NAMED = 12
 _CAVEATS = {
     "bfloat16": "rounding to bfloat16 alone shifts effective ranks by up to 28 % on steep spectra; "
     "participation ratios and stable ranks do not move",
@@ -26,37 +24,19 @@ _CAVEATS = {
 }
 
 
-@dataclass
-class Chosen:
-    """What is shown of one group: which outputs, which were left for --what, which positions along filtered dims."""
-
-    group: ResultGroup
-    variables: list[Variable]
-    others: list[str] = field(default_factory=list)
-    keep: dict[str, list[int]] = field(default_factory=dict)
-
-    def labels(self, dim: str) -> list[Any]:
-        """Return the labels of a dim that pass the filter."""
-        labels = list(self.group.labels[dim])
-        return [labels[i] for i in self.keep[dim]] if dim in self.keep else labels
-
-    def values(self, variable: Variable) -> Any:
-        """Return an output's values that pass the filter, `[step, *dims]`."""
-        values = variable.read()
-        for axis, dim in enumerate(variable.dims):
-            if dim in self.keep:
-                values = values.take(self.keep[dim], axis=axis)
-        return values
-
-
 @click.command()
 @click.argument("results", type=click.Path())
 @click.option("--what", multiple=True, metavar="NAME", help="Analyzer or analyzer.output, as rank.effective_rank.")
 @click.option("--matrices", multiple=True, metavar="GLOB", help="Only rows whose label matches, as 'layers.*.attn.q'.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, NaN as null.")
-def show(results: str, what: tuple[str, ...], matrices: tuple[str, ...], as_json: bool) -> None:
+@click.option("--validate", is_flag=True, help="Check the file against the schema instead, and list every fault.")
+def show(results: str, what: tuple[str, ...], matrices: tuple[str, ...], as_json: bool, validate: bool) -> None:
     """Print RESULTS as tables: per matrix its first, last, smallest and largest value, and a sparkline over steps."""
+    if validate:
+        _validate(results)
+        return
     from ..results import read_results
+    from ..results.choose import select
 
     with read_results(results) as found:
         chosen = select(found, what, matrices, everything=as_json)
@@ -66,68 +46,18 @@ def show(results: str, what: tuple[str, ...], matrices: tuple[str, ...], as_json
             _print(found, chosen)
 
 
-def select(found: Results, what: Sequence[str], matrices: Sequence[str], everything: bool = False) -> list[Chosen]:
-    """Return what to show; ResultsError with the nearest name for unknown names and globs that match nothing."""
-    groups = {**({"trajectory": found.trajectory} if found.trajectory else {}), **found.groups}
-    chosen = _named(groups, what) if what else [_main(group, everything) for group in groups.values()]
-    if matrices:
-        chosen = _matching(chosen, matrices)
-    return [c for c in chosen if c.variables or not what]
+def _validate(path: str) -> None:
+    """Say that a file keeps the schema; ResultsError with every fault when it does not."""
+    from ..errors import ResultsError
+    from ..results.validate import GATES, RULES
+    from ..results.validate import validate as faults_of
+    from ..results.writer import SCHEMA, SCHEMA_VERSION
 
-
-def _named(groups: Mapping[str, ResultGroup], what: Sequence[str]) -> list[Chosen]:
-    from ..errors import ResultsError, nearest
-
-    names = {f"{g}.{v}": (g, v) for g, group in groups.items() for v in group.variables}
-    picked: dict[str, list[str]] = {}
-    for name in what:
-        if name in groups:
-            picked.setdefault(name, []).extend(groups[name].variables)
-        elif name in names:
-            picked.setdefault(names[name][0], []).append(names[name][1])
-        else:
-            raise ResultsError(f"The results hold no {name!r}.{nearest(name, [*groups, *names])}")
-    return [Chosen(groups[g], [groups[g].variables[v] for v in dict.fromkeys(vs)]) for g, vs in picked.items()]
-
-
-def _main(group: ResultGroup, everything: bool) -> Chosen:
-    """Choose single numbers per step, and the first output that has dims (one step: all with the same dims)."""
-    variables = list(group.variables.values())
-    if everything:
-        return Chosen(group, variables)
-    plain = [v for v in variables if not v.is_text and not v.error_of]
-    first = next((v for v in plain if len(v.dims) > 1), None)
-    main = [v for v in plain if len(v.dims) == 1]
-    if first is not None:
-        alike = [v for v in plain if v.dims == first.dims]
-        main += alike[:_ONE_STEP_COLUMNS] if len(group.steps) == 1 else [first]
-    return Chosen(group, main, [v.name for v in variables if v not in main])
-
-
-def _matching(chosen: Sequence[Chosen], patterns: Sequence[str]) -> list[Chosen]:
-    """Keep outputs labelled by matching texts, and of their first labelled dim only the matching entries."""
-    from ..errors import ResultsError, nearest
-
-    known: dict[str, None] = {}
-    for one in chosen:
-        kept = []
-        for variable in one.variables:
-            dim = next((d for d in variable.dims if isinstance(one.group.labels[d], list)), None)
-            if dim is None:
-                continue
-            labels = one.labels(dim) if dim not in one.keep else list(one.group.labels[dim])
-            known.update(dict.fromkeys(labels))
-            matches = [i for i, label in enumerate(labels) if any(fnmatchcase(label, p) for p in patterns)]
-            if matches:
-                one.keep[dim] = matches
-                kept.append(variable)
-        one.variables = kept
-    if not any(one.variables for one in chosen):
-        hint = nearest(patterns[0], known)
-        if len(known) > _MOST_NAMED and hint.startswith(" Known"):
-            hint = f" The first of {len(known)} labels is {next(iter(known))!r}."
-        raise ResultsError(f"No label matches {' or '.join(map(repr, patterns))}.{hint}")
-    return [one for one in chosen if one.variables]
+    faults = faults_of(path)
+    if faults:
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        raise ResultsError(f"{path} breaks the results schema (docs/results.md) in {len(faults)} place(s):{listed}")
+    click.echo(f"{path} keeps {SCHEMA} {SCHEMA_VERSION}: {len(GATES) + len(RULES)} rules hold")
 
 
 def as_data(found: Results, chosen: Sequence[Chosen]) -> dict[str, Any]:
@@ -260,7 +190,8 @@ def _parts(table: list[Variable]) -> Iterator[list[Variable]]:
 
 
 def _print_table(console: Console, one: Chosen, variables: Sequence[Variable]) -> None:
-    from .tables import at_one_step, over_steps, row_names
+    from ..results.names import row_names
+    from .tables import at_one_step, over_steps
 
     dims, steps = variables[0].dims[1:], len(one.group.steps)
     names = row_names(dims, [one.labels(d) for d in dims]) if dims else [v.name for v in variables]

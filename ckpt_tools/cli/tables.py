@@ -6,28 +6,22 @@ Labels are a stranger's text (tensor names), so control characters are escaped a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..results.names import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from ..results.record import Labels
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-=+*#@"
 MOST_ROWS = 100
 _FLAT = 1e-12
 _LONG_HEAD = 10
-
-
-def printable(text: str) -> str:
-    """Return a text with control characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: Any) -> str:
@@ -53,23 +47,6 @@ def sparkline(values: NDArray[Any], width: int, blocks: str = BLOCKS) -> str:
     else:
         levels = np.rint((means - low) / (high - low) * (len(blocks) - 1))
     return "".join(" " if np.isnan(level) else blocks[int(level)] for level in levels)
-
-
-def row_names(dims: Sequence[str], labels: Sequence[Labels]) -> list[str]:
-    """Return one name per cell of the dims, texts first: `layers.0.attn.q [head 3]`; numbered dims alone: `layer 2`."""
-    return [_row_name(dims, cell) for cell in product(*labels)]
-
-
-def _row_name(dims: Sequence[str], cell: Iterable[Any]) -> str:
-    texts, numbers = [], []
-    for dim, label in zip(dims, cell, strict=True):
-        if isinstance(label, str):
-            texts.append(printable(label))
-        else:
-            numbers.append(f"{dim} {label:g}")
-    if not texts:
-        return ", ".join(numbers)
-    return ", ".join(texts) + (f" [{', '.join(numbers)}]" if numbers else "")
 
 
 def over_steps(console: Console, title: str, names: Sequence[str], series: Sequence[NDArray[Any]]) -> None:

@@ -59,7 +59,7 @@ def _print(report: Report, quiet: bool) -> None:
 
 
 def _line(finding: Finding) -> str:
-    from .tables import printable
+    from ..results.names import printable
 
     return f"{finding.severity + ':':<9}{printable(finding.message)}"
 

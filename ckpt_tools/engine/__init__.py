@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..analyzer import Analyzer
 from ..errors import ResultsError
 from ..registry import Registry
-from ..results import check_target
+from ..results import check_target, open_results
+from ..results.html import results_html
+from .cluster import Cluster
+from .estimate import Estimate, estimate_work, needs_of
 from .journal import Journal, journal_path
-from .plan import Job
+from .keys import Keys
+from .memory import workers_that_fit
+from .plan import Job, Plan
 from .run import Progress
-from .session import Session
+from .session import Session, Tally, missing
+from .watch import follow
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,16 @@ class Outcome:
         """Return the outcome as JSON-able data."""
         return {**asdict(self), "path": str(self.path)}
 
+    def open(self) -> Any:
+        """Return the results as an `xarray.DataTree`, as `ckpt_tools.open_results` does."""
+        return open_results(self.path)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what was done, and the main outputs with small curves."""
+        done = f"{len(self.steps)} checkpoint(s), {self.matrices} matrices, {', '.join(self.analyzers)}"
+        failed = f", {len(self.failures)} failure(s)" if self.failures else ""
+        return results_html(self.path, f"{done}{failed} in {self.seconds:.1f} s: {self.path}")
+
 
 def analyze(
     source: str | Path,
@@ -55,53 +73,138 @@ def analyze(
     plugin_files: Iterable[str | Path] = (),
     registry: Registry | None = None,
     workers: int = 1,
+    memory: int | None = None,
     timeout: float | None = None,
     strict: bool = False,
     force: bool = False,
     cache_size: int | None = None,
     part: str = "",
+    watch: bool = False,
+    cluster: Any = None,
     on_progress: Progress = lambda done, total, detail: None,
 ) -> Outcome:
     """Run analyzers over a source and write the results file; return what was done.
 
     `plugins` are names, classes or configured instances; `options` is `{"rank": {"k": 8}}`; `data` are keywords of
     `ckpt_tools.data.DataSource`. A results file that exists is extended: only what is missing is computed; `force`
-    starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. `cache_size`
-    bounds in bytes the copies of remote files that cannot be read in parts; `part` chooses among several sets of
-    weights in each checkpoint, such as "ema". Raises a CkptError for anything the caller
-    can mend, before the long work where possible.
+    starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. `memory` are the
+    bytes that all processes together may take (default: half of what is free); as many of the `workers` are started as
+    fit. `cache_size` bounds in bytes the copies of remote files that cannot be read in parts; `part` chooses among
+    several sets of weights in each checkpoint, such as "ema". `watch` follows a run that is still training until it
+    ends. `cluster` is a `Cluster` or a connected `distributed.Client`: its workers compute then, each within `memory`
+    (default: half of its limit). Raises a CkptError for anything the caller can mend, before the long work where
+    possible.
     """
     started = time.monotonic()
-    job = Job(
-        str(source),
-        tuple(plugins),
-        options or {},
-        steps,
-        tuple(matrices),
-        tuple(map(str, plugin_files)),
-        data or {},
-        timeout,
-        cache_size,
-        part,
-    )
+    job = _job(source, plugins, options, steps, matrices, plugin_files, data, timeout, cache_size, part)
     target = _target(Path(output), force)
-    plan = job.plan(registry)
-    with Journal(target) as journal:
+    plans = follow(job, registry) if watch else iter([(job.plan(registry), True)])
+    first = next(plans)
+    if not journal_path(target).exists():  # what is refused leaves no journal behind
+        _fitted(first[0], workers, memory)
+    with _client(cluster) as client, Journal(target) as journal:
         if force:
             journal.clear()
-        session = Session(plan, journal, target, workers=workers, strict=strict)
-        tally = session.run(on_progress)
-        facts = session.store.facts
-        findings = [f"{f.severity}: {f.message}" for f in session.store.findings() if f.severity != "note"]
-        done = sorted({int(step) for name in session.tally_names() for step in session.store.groups[name]["keys"]})
+        total = Tally()
+        session = None
+        try:
+            for plan, last in chain([first], plans):
+                fitting = workers
+                if missing(plan, Keys(plan, journal)):  # else nothing need be opened
+                    plan, fitting = _fitted(plan, workers, memory, client)
+                session = Session(plan, journal, target, workers=fitting, strict=strict, client=client)
+                total.add(session.run(on_progress, last=last))
+                if total.interrupted:
+                    break
+        except KeyboardInterrupt:  # while waiting for more
+            total.interrupted = True
+        if session is None:
+            raise KeyboardInterrupt
+        session.tally = total.without({a.name: set(journal.steps(a.name).tolist()) for a in session.plan.analyzers})
+        return _outcome(session, Path(output), time.monotonic() - started)
+
+
+def preview(
+    source: str | Path,
+    plugins: Iterable[str | type[Analyzer] | Analyzer],
+    *,
+    output: str | Path = "results.h5",
+    steps: str | None = None,
+    matrices: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    data: Mapping[str, Any] | None = None,
+    plugin_files: Iterable[str | Path] = (),
+    registry: Registry | None = None,
+    workers: int = 1,
+    memory: int | None = None,
+    force: bool = False,
+    cache_size: int | None = None,
+    part: str = "",
+) -> Estimate:
+    """Return what `analyze` with the same arguments would do; takes some seconds to measure how fast it would be.
+
+    Writes no results. Raises the same errors as `analyze` before its long work.
+    """
+    job = _job(source, plugins, options, steps, matrices, plugin_files, data, None, cache_size, part)
+    target = _target(Path(output), force)
+    plan = job.plan(registry)
+    if journal_path(target).exists() and not force:
+        with Journal(target) as journal:
+            wanted = missing(plan, Keys(plan, journal))
+    else:
+        wanted = dict.fromkeys(range(len(plan.steps)), tuple(a.name for a in plan.analyzers))
+    return estimate_work(plan, wanted, workers=workers, memory=memory)
+
+
+def _job(
+    source: str | Path,
+    plugins: Iterable[str | type[Analyzer] | Analyzer],
+    options: Mapping[str, Mapping[str, Any]] | None,
+    steps: str | None,
+    matrices: Sequence[str],
+    plugin_files: Iterable[str | Path],
+    data: Mapping[str, Any] | None,
+    timeout: float | None,
+    cache_size: int | None,
+    part: str,
+) -> Job:
+    files = tuple(map(str, plugin_files))
+    return Job(
+        str(source), tuple(plugins), options or {}, steps, tuple(matrices), files, data or {}, timeout, cache_size, part
+    )
+
+
+@contextmanager
+def _client(cluster: Any) -> Iterator[Any]:
+    """Yield the client of a cluster; None without one. A client that was given stays open."""
+    if isinstance(cluster, Cluster):
+        with cluster.client() as client:
+            yield client
+    else:
+        yield cluster
+
+
+def _fitted(plan: Plan, workers: int, memory: int | None, client: Any = None) -> tuple[Plan, int]:
+    """Return the plan with each process's share of the memory, and how many processes fit; workers elsewhere judge
+    for themselves."""
+    if client is not None:
+        return replace(plan, job=replace(plan.job, memory=memory or 0)), workers
+    needs, _ = needs_of(plan, range(len(plan.steps)))
+    fitting, share = workers_that_fit(memory, workers, needs.least)
+    return replace(plan, job=replace(plan.job, memory=share)), fitting
+
+
+def _outcome(session: Session, output: Path, seconds: float) -> Outcome:
+    store, tally = session.store, session.tally
+    findings = [f"{f.severity}: {f.message}" for f in store.findings() if f.severity != "note"]
     return Outcome(
-        Path(output),
-        done,
-        len(plan.steps),
-        [a.name for a in plan.analyzers],
-        len(facts.get("matrices", [])),
-        [*facts.get("notes", []), *findings],
-        time.monotonic() - started,
+        output,
+        session.steps(),
+        len(session.plan.steps),
+        [a.name for a in session.plan.analyzers],
+        len(store.facts.get("matrices", [])),
+        [*store.facts.get("notes", []), *findings],
+        seconds,
         tally.interrupted,
         tally.computed,
         tally.reused,

@@ -2,7 +2,8 @@
 
 A unit is one analyzer at one step. Its key covers everything its numbers depend on, so a unit is found again exactly
 when computing it again would give the same. An HDF5 file that is being appended to does not survive a kill; this does.
-Commits are grouped: a unit is acknowledged when its group is committed, and a group waits at most `GROUP_SECONDS`.
+Commits are grouped: a unit is acknowledged when its group is committed, which a thread sees to within `GROUP_SECONDS`,
+also while the next unit takes hours.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import time
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,11 +23,14 @@ import numpy as np
 
 from ..errors import ResultsError
 from ..results import Record
+from .records import Records, decode, encode
 
 GROUP_SECONDS = 0.25
-FORMAT = 1
+FORMAT = 2
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS unit (key TEXT PRIMARY KEY, analyzer TEXT, step INTEGER, record BLOB, reason TEXT);
+CREATE TABLE IF NOT EXISTS unit (key TEXT PRIMARY KEY, analyzer TEXT, step INTEGER, record BLOB);
+CREATE TABLE IF NOT EXISTS result (analyzer TEXT, step INTEGER, key TEXT, reason TEXT, PRIMARY KEY (analyzer, step));
+CREATE TABLE IF NOT EXISTS checkpoint (step INTEGER PRIMARY KEY, hash TEXT, path TEXT, sighting TEXT);
 CREATE TABLE IF NOT EXISTS content (fingerprint TEXT PRIMARY KEY, hash TEXT);
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT);
 CREATE INDEX IF NOT EXISTS unit_step ON unit (analyzer, step);
@@ -45,24 +50,30 @@ def unit_key(**parts: Any) -> str:
 class Journal:
     """The journal of one results file; a context manager that holds the file's lock.
 
-    Raises ResultsError when another process holds it, or when the disk takes no more.
+    `unit` holds every unit ever finished, `result` which of them the results file shows, or why there is none.
+    Raises ResultsError when another process holds the lock, or when the disk takes no more.
     """
 
     def __init__(self, results: Path) -> None:
         self.path = journal_path(results)
         self._lock = _locked(results)
+        self._turn = threading.RLock()
+        self._error: sqlite3.Error | None = None
         try:
-            self._db = sqlite3.connect(self.path, isolation_level=None)
+            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             # FULL: a group that was committed is there after a power cut too.
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
+            # The format first: tables of another one need not have these columns.
+            self._db.execute("CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT)")
             self._require_format()
-        except sqlite3.Error as error:
+            self._db.executescript(_SCHEMA)
+        except (sqlite3.Error, ResultsError) as error:
             self._lock.release()
-            raise self._failed(error) from error
-        self._pending = False
-        self._since = 0.0
+            raise (self._failed(error) if isinstance(error, sqlite3.Error) else error) from error
+        self._closing = threading.Event()
+        self._committer = threading.Thread(target=self._commit_regularly, daemon=True)
+        self._committer.start()
 
     def _require_format(self) -> None:
         self._db.execute("INSERT OR IGNORE INTO fact VALUES ('format', ?)", (str(FORMAT),))
@@ -70,77 +81,139 @@ class Journal:
         if found != str(FORMAT):
             raise ResultsError(f"{self.path} is a journal of format {found}; this version writes {FORMAT}. Remove it.")
 
+    def _commit_regularly(self) -> None:
+        while not self._closing.wait(GROUP_SECONDS):
+            with self._turn:
+                try:
+                    if self._db.in_transaction:
+                        self._db.execute("COMMIT")
+                except sqlite3.Error as error:
+                    self._error = error  # raised by the next call of the thread that writes
+
     def _failed(self, error: sqlite3.Error) -> ResultsError:
         return ResultsError(
             f"Cannot keep the journal {self.path}: {error}. Free some space, or remove the file if it is damaged; what "
             "was committed stays."
         )
 
-    def _execute(self, statement: str, values: Sequence[Any]) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(statement, values)
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._turn:
+            if self._error is not None:
+                raise self._failed(self._error)
+            try:
+                return self._db.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
 
-    def _write(self, statement: str, values: Sequence[Any]) -> None:
-        if not self._pending:
-            self._execute("BEGIN", ())
-            self._pending, self._since = True, time.monotonic()
-        self._execute(statement, values)
-        if time.monotonic() - self._since >= GROUP_SECONDS:
-            self.commit()
+    def _write(self, statement: str, values: Sequence[Any] = ()) -> None:
+        with self._turn:
+            if not self._db.in_transaction:
+                self._execute("BEGIN")
+            self._execute(statement, values)
+
+    @contextmanager
+    def group(self) -> Iterator[None]:
+        """What is put in the block is acknowledged together or not at all."""
+        with self._turn:
+            self._write("SAVEPOINT part")
+            try:
+                yield
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk has undone more than that already
+                    self._db.execute("ROLLBACK TO part")
+                raise
+            finally:
+                with suppress(sqlite3.Error):
+                    self._db.execute("RELEASE part")
 
     def commit(self) -> None:
         """Acknowledge everything put so far."""
-        if self._pending:
-            self._execute("COMMIT", ())
-            self._pending = False
+        with self._turn:
+            if self._db.in_transaction:
+                self._execute("COMMIT")
 
     def has(self, keys: Sequence[str]) -> set[str]:
-        """Return which of these units are finished; failed ones do not count."""
+        """Return which of these units are finished."""
         found: set[str] = set()
         for start in range(0, len(keys), 500):
             part = keys[start : start + 500]
             marks = ",".join("?" * len(part))
-            rows = self._execute(f"SELECT key FROM unit WHERE record IS NOT NULL AND key IN ({marks})", part)
-            found.update(key for (key,) in rows)
+            found.update(key for (key,) in self._execute(f"SELECT key FROM unit WHERE key IN ({marks})", part))
         return found
 
     def has_any(self, analyzer: str, step: int) -> bool:
         """Return whether an analyzer has any finished unit at a step, of whatever options and content."""
-        found = self._execute(
-            "SELECT 1 FROM unit WHERE analyzer = ? AND step = ? AND record IS NOT NULL LIMIT 1", (analyzer, step)
-        )
-        return found.fetchone() is not None
+        return bool(self._execute("SELECT 1 FROM unit WHERE analyzer = ? AND step = ? LIMIT 1", (analyzer, step)))
 
     def clear(self) -> None:
         """Forget everything."""
-        self.commit()
-        for table in ("unit", "content"):
-            self._execute(f"DELETE FROM {table}", ())
-        self._execute("DELETE FROM fact WHERE name != 'format'", ())
+        with self._turn:
+            for table in ("unit", "result", "checkpoint", "content"):
+                self._write(f"DELETE FROM {table}")
+            self._write("DELETE FROM fact WHERE name != 'format'")
+            self.commit()
 
     def put(self, key: str, analyzer: str, record: Record) -> None:
-        """Store a finished unit."""
-        self._write(
-            "INSERT OR REPLACE INTO unit VALUES (?, ?, ?, ?, NULL)", (key, analyzer, record.step, encode(record))
+        """Store a finished unit, and show it in the results."""
+        with self._turn:
+            self._write("INSERT OR REPLACE INTO unit VALUES (?, ?, ?, ?)", (key, analyzer, record.step, encode(record)))
+            self.show(analyzer, record.step, key)
+
+    def show(self, analyzer: str, step: int, key: str) -> None:
+        """Let the results show a finished unit."""
+        self._write("INSERT OR REPLACE INTO result VALUES (?, ?, ?, NULL)", (analyzer, step, key))
+
+    def put_failure(self, analyzer: str, step: int, reason: str) -> None:
+        """Let the results say why there is no unit; it is tried again by the next call."""
+        self._write("INSERT OR REPLACE INTO result VALUES (?, ?, NULL, ?)", (analyzer, step, reason))
+
+    def hide(self, analyzer: str) -> None:
+        """Show nothing of an analyzer any more; its units stay for the day they fit again."""
+        self._write("DELETE FROM result WHERE analyzer = ?", (analyzer,))
+
+    def steps(self, analyzer: str | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the steps that the results show of an analyzer, by default of any, ascending."""
+        where = "" if analyzer is None else " AND analyzer = ?"
+        statement = f"SELECT DISTINCT step FROM result WHERE key IS NOT NULL{where} ORDER BY step"
+        with self._turn:
+            rows = self._db.execute(statement, () if analyzer is None else (analyzer,))
+            return np.fromiter((step for (step,) in rows), np.int64)
+
+    def failures(self, analyzer: str) -> dict[str, str]:
+        """Return why steps of an analyzer have no result, `{step: reason}`."""
+        found = self._execute(
+            "SELECT step, reason FROM result WHERE analyzer = ? AND key IS NULL ORDER BY step", (analyzer,)
         )
+        return {str(step): reason for step, reason in found}
 
-    def put_failure(self, key: str, analyzer: str, step: int, reason: str) -> None:
-        """Store why a unit could not be finished; it is tried again by the next call."""
-        self._write("INSERT OR REPLACE INTO unit VALUES (?, ?, ?, NULL, ?)", (key, analyzer, step, reason))
+    def records(self, analyzer: str) -> Records:
+        """Return what the results show of an analyzer."""
+        return Records(lambda step: self.record(analyzer, step), self.steps(analyzer))
 
-    def get(self, key: str) -> Record:
-        """Return a finished unit; raises ResultsError when there is none."""
-        row = self._execute("SELECT record FROM unit WHERE key = ?", (key,)).fetchone()
-        if row is None or row[0] is None:
-            raise ResultsError(f"{self.path} has lost the unit {key}; run the same command again with --force.")
-        return decode(row[0])
+    def record(self, analyzer: str, step: int) -> Record:
+        """Return the unit that the results show; raises ResultsError when there is none."""
+        found = self._execute(
+            "SELECT record FROM result JOIN unit USING (key) WHERE result.analyzer = ? AND result.step = ?",
+            (analyzer, step),
+        )
+        if not found:
+            raise ResultsError(
+                f"{self.path} has lost {analyzer} at step {step}; run the same command again with --force."
+            )
+        return decode(found[0][0])
+
+    def see(self, step: int, *, hash: str, path: str, sighting: str) -> None:
+        """Take note of what a checkpoint is."""
+        self._write("INSERT OR REPLACE INTO checkpoint VALUES (?, ?, ?, ?)", (step, hash, path, sighting))
+
+    def seen(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """Yield `step` and further columns of every checkpoint taken note of, by step; nothing may be put meanwhile."""
+        yield from self._db.execute(f"SELECT {', '.join(('step', *columns))} FROM checkpoint ORDER BY step")
 
     def content_hash(self, fingerprint: str) -> str | None:
         """Return the content hash remembered for a file fingerprint (paths, sizes, times, selection)."""
-        row = self._execute("SELECT hash FROM content WHERE fingerprint = ?", (fingerprint,)).fetchone()
-        return None if row is None else str(row[0])
+        found = self._execute("SELECT hash FROM content WHERE fingerprint = ?", (fingerprint,))
+        return str(found[0][0]) if found else None
 
     def remember_hash(self, fingerprint: str, content_hash: str) -> None:
         """Remember a content hash, so that the next call need not read unchanged files to know them."""
@@ -148,15 +221,19 @@ class Journal:
 
     def fact(self, name: str) -> str | None:
         """Return a fact about the whole journal, or None."""
-        row = self._execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
-        return None if row is None else str(row[0])
+        found = self._execute("SELECT value FROM fact WHERE name = ?", (name,))
+        return str(found[0][0]) if found else None
 
-    def put_fact(self, name: str, value: str) -> None:
-        """Store a fact about the whole journal."""
-        self._write("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+    def put_facts(self, facts: Mapping[str, str]) -> None:
+        """Store facts about the whole journal, those that changed."""
+        for name, value in facts.items():
+            if self.fact(name) != value:
+                self._write("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def close(self) -> None:
         """Acknowledge what is pending and release the lock."""
+        self._closing.set()
+        self._committer.join()
         try:
             self.commit()
         finally:
@@ -184,59 +261,3 @@ def _locked(results: Path) -> filelock.BaseFileLock:
             f"Cannot write beside {results}: {error.strerror}. Choose a writable place with -o."
         ) from None
     return lock
-
-
-class Records(Sequence[Record]):
-    """Finished units in order, each loaded when indexed: memory does not grow with the trajectory."""
-
-    def __init__(self, journal: Journal, keys: Sequence[str]) -> None:
-        self._journal, self._keys = journal, list(keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self._journal.get(key) for key in self._keys[index]]
-        return self._journal.get(self._keys[index])
-
-
-def encode(record: Record) -> bytes:
-    """Return a record as bytes: a JSON header, its length first, then the arrays in order; texts lie in the header."""
-    arrays: list[bytes] = []
-    header = {
-        "step": record.step,
-        "values": {name: _described(array, arrays) for name, array in record.values.items()},
-        "labels": {dim: _described(np.asarray(of), arrays) for dim, of in record.labels.items()},
-    }
-    text = json.dumps(header).encode()
-    return b"".join([len(text).to_bytes(4, "little"), text, *arrays])
-
-
-def _described(array: np.ndarray[Any, Any], arrays: list[bytes]) -> dict[str, Any]:
-    if array.dtype.kind == "U":
-        return {"shape": array.shape, "text": array.ravel().tolist()}
-    data = np.ascontiguousarray(array)
-    arrays.append(data.tobytes())
-    return {"shape": array.shape, "dtype": data.dtype.str}
-
-
-def decode(data: bytes) -> Record:
-    """Return the record of `encode`."""
-    length = int.from_bytes(data[:4], "little")
-    header = json.loads(data[4 : 4 + length])
-    at = 4 + length
-    found: dict[str, dict[str, Any]] = {"values": {}, "labels": {}}
-    for part in found:
-        for name, how in header[part].items():
-            found[part][name], at = _array(how, data, at)
-    labels = {dim: of.tolist() if of.dtype.kind == "U" else of for dim, of in found["labels"].items()}
-    return Record(header["step"], found["values"], labels)
-
-
-def _array(how: Mapping[str, Any], data: bytes, at: int) -> tuple[np.ndarray[Any, Any], int]:
-    if "text" in how:
-        return np.array(how["text"], dtype=np.str_).reshape(how["shape"]), at
-    dtype = np.dtype(how["dtype"])
-    size = dtype.itemsize * int(np.prod(how["shape"], dtype=np.int64))
-    return np.frombuffer(data, dtype, size // dtype.itemsize, at).reshape(how["shape"]), at + size

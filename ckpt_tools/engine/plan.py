@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from ..layouts import Layouts
 from ..registry import Registry, load_registry
 from ..run.reader import PROBE_FILE
 from ..text import VOCABULARIES
+from .memory import Budget
 
 if TYPE_CHECKING:
     from ..host import BatchSource
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 class Job:
     """What a user asked for, as plain data: workers rebuild the same plan from it.
 
-    `data` are the arguments of `ckpt_tools.data.DataSource` as keywords, empty for a run's own probe batch.
+    `data` are the arguments of `ckpt_tools.data.DataSource` as keywords, empty for a run's own probe batch. `memory` is
+    the bytes one process may use; results do not depend on it.
     """
 
     source: str
@@ -38,6 +41,12 @@ class Job:
     timeout: float | None = None
     cache_size: int | None = None
     part: str = ""
+    memory: int = 1 << 30
+
+    @property
+    def budget(self) -> Budget:
+        """What one process may use of its memory for what."""
+        return Budget(self.memory)
 
     def plan(self, registry: Registry | None = None, trajectory: Trajectory | None = None) -> Plan:
         """Return the plan; every mistake in names and options is raised here, before any long work.
@@ -71,11 +80,7 @@ class Plan:
 
     def path_of(self, step: int) -> Location:
         """Return where the checkpoint of a step lies."""
-        return self._paths[step]
-
-    @cached_property
-    def _paths(self) -> dict[int, Location]:
-        return {entry.step: entry.path for entry in self.trajectory.entries}
+        return self.trajectory.entry(step).path
 
     @property
     def runs_models(self) -> bool:
@@ -101,10 +106,24 @@ class Plan:
                 yield folder
 
     def data_identity(self, analyzer: Analyzer) -> str:
-        """Return what changes whenever the batch an analyzer runs on would; "" for analyzers of weights."""
-        if analyzer.needs == "weights" or self.batch_source is None:
-            return ""
-        return self.batch_source.identity
+        """Return what changes whenever an analyzer's batch, or a file that it reads itself, would; "" for neither."""
+        runs = analyzer.needs != "weights" and self.batch_source is not None
+        batch = self.batch_source.identity if runs and self.batch_source is not None else ""
+        return batch + "".join(map(self._digest, analyzer.files()))
+
+    def _digest(self, path: str) -> str:
+        """Return the SHA-256 (hex) of a file, read once; that of nothing where the analyzer will not be able to."""
+        if path not in self._digests:
+            try:
+                with open(path, "rb") as file:
+                    self._digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                self._digests[path] = hashlib.sha256().hexdigest()
+        return self._digests[path]
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {}
 
 
 def configure(

@@ -16,16 +16,26 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
 
 from ..checkpoint import Trajectory
+from ..errors import SourceError
+from ..spectra import Spectrum
+from ..weights import Weights
+from .ahead import Ahead
 from .plan import Job, Plan
-from .run import Runner, StepResult, Wanted
+from .run import Runner, StepResult, Tick, Wanted
+from .work import cost
 
 TASK_STEPS = 16
 TRIES = 3
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+SPLIT_COST = 2e10
+"""Multiplications from which a checkpoint is split by matrix when there are fewer checkpoints than workers."""
+
 _plan: Plan | None = None
+_runner: Runner | None = None
 
 
 @dataclass
@@ -36,12 +46,39 @@ class Task:
     deaths: int = 0
 
 
-def compute(plan: Plan, wanted: Wanted, workers: int = 1) -> Iterator[StepResult]:
-    """Yield the result of every position of `wanted`, in the order they are finished."""
-    if workers == 1 or len(wanted) < 2:
-        yield from Runner(plan).run(wanted)
+def compute(
+    plan: Plan, wanted: Wanted, workers: int = 1, tick: Tick | None = None, client: Any = None
+) -> Iterator[StepResult]:
+    """Yield the result of every position of `wanted`, in the order they are finished.
+
+    With the `client` of a Dask cluster they are computed there, else in `workers` processes.
+    """
+    if client is not None:
+        from .remote import compute_remotely
+
+        yield from compute_remotely(plan, wanted, client, tick)
+    elif workers > 1 and len(wanted) < workers and _is_large(plan, wanted):
+        yield from Runner(plan, tick, ahead=lambda weights: _ahead(plan, weights, workers)).run(wanted)
+    elif workers == 1 or len(wanted) < 2:
+        yield from Runner(plan, tick).run(wanted)
     else:
         yield from _parallel(plan, wanted, workers)
+
+
+def _is_large(plan: Plan, wanted: Wanted) -> bool:
+    """Return whether the matrices of the first checkpoint are worth the start of processes for each checkpoint."""
+    runner = Runner(plan)
+    try:
+        weights, _ = runner.weights_of(plan.steps[min(wanted)])
+        return sum(cost(weights.info(name).shape) for name in weights.names) > SPLIT_COST
+    except SourceError:
+        return False
+    finally:
+        runner.close()
+
+
+def _ahead(plan: Plan, weights: Weights, workers: int) -> Ahead:
+    return Ahead(weights, lambda: _pool(plan, workers), _spectrum, window=2 * workers, tries=TRIES)
 
 
 def tasks_of(wanted: Wanted, workers: int) -> list[Task]:
@@ -77,23 +114,24 @@ def _with_pool(plan: Plan, queue: deque[Task], suspects: deque[Task], workers: i
                     del running[future]
                     yield from results
             except BrokenProcessPool:
-                yield from _bury(plan, list(running.values()), suspects, blame=workers == 1)
+                yield from buried(plan, list(running.values()), suspects)
                 return
 
 
-def _bury(plan: Plan, tasks: Sequence[Task], suspects: deque[Task], *, blame: bool) -> Iterator[StepResult]:
-    """Queue the tasks of a broken pool again, cut into single steps; yield failures for those given up."""
+def buried(plan: Plan, tasks: Sequence[Task], suspects: deque[Task]) -> Iterator[StepResult]:
+    """Queue tasks whose process died again, cut into single steps; yield failures for those that did so TRIES times.
+
+    The first time one of them may have died with another's process; from then on each goes alone.
+    """
     for task in tasks:
-        deaths = task.deaths + blame
-        if len(task.wanted) > 1:
-            suspects.extend(Task({position: names}) for position, names in task.wanted.items())
-        elif deaths < TRIES:
-            suspects.appendleft(Task(task.wanted, deaths))
-        else:
-            for position, names in task.wanted.items():
-                step = plan.steps[position]
-                reason = f"its worker process died {TRIES} times"
-                yield StepResult(step, str(plan.path_of(step)), failures=dict.fromkeys(names, reason))
+        deaths = task.deaths + 1
+        if deaths < TRIES:
+            suspects.extend(Task({position: names}, deaths) for position, names in task.wanted.items())
+            continue
+        for position, names in task.wanted.items():
+            step = plan.steps[position]
+            reason = f"its worker process died {deaths} times"
+            yield StepResult(step, str(plan.path_of(step)), failures=dict.fromkeys(names, reason))
 
 
 @contextmanager
@@ -131,3 +169,17 @@ def _start(job: Job, trajectory: Trajectory) -> None:
 def _work(wanted: Wanted) -> list[StepResult]:
     assert _plan is not None  # set by the initializer
     return list(Runner(_plan).run(wanted))
+
+
+def _spectrum(step: int, name: str) -> tuple[Spectrum, str, str]:
+    """Return the spectrum of a matrix, the tensor it is from and that one's digest; the checkpoint stays open."""
+    global _runner
+    assert _plan is not None  # set by the initializer
+    if _runner is None:
+        _runner = Runner(_plan)
+    weights, _ = _runner.weights_of(step)
+    _runner.close(keep=[step])
+    tensor = weights.info(name).tensor
+    spectrum = weights.spectrum(name)
+    weights.spectra.clear()
+    return spectrum, tensor, weights.checkpoint.digest(tensor)

@@ -17,18 +17,21 @@ from ..layouts import Resolved
 from ..results import Record, check, check_batch
 from ..verify.sighting import Sighting
 from ..view import BatchView, View
-from ..weights import Block, Lazy, Weights
+from ..weights import Block, Cache, Lazy, Weights
+from .ahead import Ahead
 from .limits import time_limit
 from .plan import Plan
+from .work import cost
 
 if TYPE_CHECKING:
     from ..host import ModelHost
 
 MAX_BLOCK = 16
-BLOCK_BYTES = 64 << 20
 _BACK = {"previous": 1, "before_previous": 2}
 
 Wanted = Mapping[int, Sequence[str]]
+Tick = Callable[[int, float, str], None]
+"""Told within a checkpoint: its step, the share of its work that is done, and the weight being measured."""
 
 
 @dataclass
@@ -48,8 +51,10 @@ class StepResult:
 class Runner:
     """Computes units of a plan; reference checkpoints stay open only as long as they are needed."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, tick: Tick | None = None, ahead: Callable[[Weights], Ahead] | None = None) -> None:
         self.plan = plan
+        self._tick, self._ahead = tick, ahead
+        self._cache = Cache(plan.job.budget.cache(plan.runs_models))
         self._open: dict[int, tuple[Weights, Resolved]] = {}
         self._hosts: dict[int, ModelHost] = {}
         self._told: set[int] = set()
@@ -73,7 +78,8 @@ class Runner:
             first = self._try_open(positions[at])
             if first is not None:
                 size = max(1, first[0].nbytes)
-                stop = at + max(1, min(MAX_BLOCK, BLOCK_BYTES // size))
+                room = self.plan.job.budget.block(self.plan.runs_models)
+                stop = at + max(1, min(MAX_BLOCK, room // size))
                 for position in positions[at + 1 : stop]:
                     other = self._try_open(position)
                     if other is None or other[1] is not first[1]:
@@ -116,8 +122,16 @@ class Runner:
             result.errors.append(error)
             result.failures = {name: str(error) for name in names}
             return result
-        for analyzer in (a for a in self.plan.analyzers if a.name in names and a.name not in known):
-            self._attempt(analyzer, position, result)
+        weights.ahead = ahead = self._ahead(weights) if self._ahead is not None else None
+        waiting = [a for a in self.plan.analyzers if a.name in names and a.name not in known]
+        try:
+            for number, analyzer in enumerate(waiting):
+                weights.watch = self._watch(weights, number, len(waiting))
+                self._attempt(analyzer, position, result)
+        finally:
+            weights.watch = weights.ahead = None
+            if ahead is not None:
+                ahead.close()
         try:
             result.hash = weights.content_hash(everything=self.plan.runs_models)
             result.sighting = Sighting.of(
@@ -135,6 +149,24 @@ class Runner:
             result.facts = _layout_facts(weights.checkpoint, resolved)
         result.facts.setdefault("skipped", {}).update({s.name: s.reason for s in weights.checkpoint.skipped})
         return result
+
+    def _watch(self, weights: Weights, number: int, count: int) -> Callable[[str], None] | None:
+        """Return what turns the weights an analyzer touches into a share of the work at this checkpoint."""
+        tick, step, layout = self._tick, weights.checkpoint.step, weights.layout.matrices
+        if tick is None:
+            return None
+        total = sum(cost(layout[name].shape) for name in weights.names) or 1.0
+        seen: set[str] = set()
+        done = 0.0
+
+        def touched(name: str) -> None:
+            nonlocal done
+            tick(step, (number + done / total) / count, name)
+            if name in layout and name not in seen:
+                seen.add(name)
+                done += cost(layout[name].shape)
+
+        return touched
 
     def _attempt(self, analyzer: Analyzer, position: int, result: StepResult) -> None:
         try:
@@ -177,7 +209,7 @@ class Runner:
                 _, resolved = self.weights_of(self.plan.steps[0])
             except SourceError:
                 return
-            reason = self._host(resolved).refusal(analyzer.needs)
+            reason = self._host(resolved).refusal(analyzer.needs, batch=not analyzer.files())
             if reason:
                 raise SourceError(f"Analyzer {analyzer.name!r} cannot run on {self.plan.trajectory.path}: {reason}.")
 
@@ -193,7 +225,7 @@ class Runner:
         if step not in self._open:
             checkpoint = self.plan.trajectory.checkpoint(step)
             resolved = self.plan.layouts.of(checkpoint)
-            weights = Weights(checkpoint, resolved.layout, resolved.names)
+            weights = Weights(checkpoint, resolved.layout, resolved.names, cache=self._cache)
             seen = (weights.info(name).tensor for name in (*weights.names, *weights.vector_names))
             checkpoint.expect(checkpoint.tensors if self.plan.runs_models else set(seen))
             self._open[step] = (weights, resolved)
@@ -233,4 +265,5 @@ def _layout_facts(checkpoint: Checkpoint, resolved: Resolved) -> dict[str, Any]:
 
 NO_FAMILY = "no family recognised: every matrix goes under its own tensor name, without a role"
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[float, int, str], None]
+"""Told what is done of how many checkpoints, the last one in part, and where that is."""

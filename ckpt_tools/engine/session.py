@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import CkptError, PluginError
 from .journal import Journal
@@ -16,6 +18,7 @@ from .run import Progress, Runner, StepResult
 from .store import Store
 
 REFRESH_SECONDS = 120.0
+TICK_SECONDS = 0.1
 
 
 @dataclass
@@ -27,28 +30,69 @@ class Tally:
     failures: list[tuple[int, str, str]] = field(default_factory=list)
     interrupted: bool = False
 
+    def add(self, later: Tally) -> None:
+        """Count what another round over the same trajectory did; what it found in the journal was counted before."""
+        first = not (self.computed or self.reused or self.failures)
+        self.reused += later.reused if first else 0
+        self.computed += later.computed
+        self.failures += later.failures
+        self.interrupted = later.interrupted
+
+    def without(self, finished: Mapping[str, Container[int]]) -> Tally:
+        """Return the tally without failures that a later round mended, or that are listed already."""
+        failures = {(step, name): reason for step, name, reason in self.failures if step not in finished[name]}
+        listed = [(step, name, reason) for (step, name), reason in failures.items()]
+        return Tally(self.computed, self.reused, listed, self.interrupted)
+
+
+def missing(
+    plan: Plan, keys: Keys, known: Callable[[str, int, str], None] = lambda name, step, key: None
+) -> dict[int, tuple[str, ...]]:
+    """Return the analyzers to run at each position that lacks any; call `known` for the others."""
+    wanted: dict[int, tuple[str, ...]] = {}
+    # One tuple for all steps that lack the same: memory hardly grows with the trajectory.
+    alike: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for position, step in enumerate(plan.steps):
+        found = {analyzer.name: keys.known(analyzer, position) for analyzer in plan.analyzers}
+        for name, key in found.items():
+            if key is not None:
+                known(name, step, key)
+        lacking = tuple(name for name, key in found.items() if key is None)
+        if lacking:
+            wanted[position] = alike.setdefault(lacking, lacking)
+    return wanted
+
 
 class Session:
     """Runs a plan against a journal."""
 
-    def __init__(self, plan: Plan, journal: Journal, target: Path, *, workers: int = 1, strict: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        target: Path,
+        *,
+        workers: int = 1,
+        strict: bool = False,
+        client: Any = None,
+    ) -> None:
         self.plan, self.journal = plan, journal
         self.keys = Keys(plan, journal)
         self.store = Store(plan, journal, target)
         self.tally = Tally()
-        self._workers, self._strict = workers, strict
+        self._workers, self._strict, self._client = workers, strict, client
         self._analyzers = {a.name: a for a in plan.analyzers}
-        self._positions = {step: position for position, step in enumerate(plan.steps)}
         self._errors: list[CkptError] = []
 
-    def tally_names(self) -> list[str]:
-        """Return the names of this call's analyzers."""
-        return list(self._analyzers)
+    def steps(self) -> list[int]:
+        """Return the steps at which the results hold anything of this call's analyzers."""
+        return sorted({int(step) for name in self._analyzers for step in self.journal.steps(name)})
 
-    def run(self, on_progress: Progress) -> Tally:
+    def run(self, on_progress: Progress, *, last: bool = True) -> Tally:
         """Compute what is missing and write the results file; Ctrl-C ends after the last finished checkpoint.
 
-        Raises the first error when nothing at all could be measured, and with `strict` at the first failure.
+        Raises the first error when nothing at all could be measured, unless more is to come (`last` is false), and with
+        `strict` at the first failure.
         """
         try:
             self._compute(on_progress)
@@ -56,7 +100,7 @@ class Session:
             self.tally.interrupted = True
         finally:
             self.store.save()
-        if not self.store.write() and self.tally.failures:
+        if not self.store.write() and self.tally.failures and last:
             step, name, reason = self.tally.failures[0]
             raise self._errors[0] if self._errors else PluginError(f"{name} at step {step} failed: {reason}")
         return self.tally
@@ -67,11 +111,18 @@ class Session:
             runner.refuse()
         finally:
             runner.close()
-        wanted = self._missing()
+        wanted = missing(self.plan, self.keys, self._reuse)
         total, done = len(self.plan.steps), len(self.plan.steps) - len(wanted)
-        fresh = time.monotonic()
+        fresh = told = time.monotonic()
+
+        def tick(step: int, share: float, name: str) -> None:
+            nonlocal told
+            if time.monotonic() - told > TICK_SECONDS:
+                told = time.monotonic()
+                on_progress(done + share, total, f"step {step}, {name}")
+
         on_progress(done, total, "")
-        for result in self._results(wanted):
+        for result in compute(self.plan, wanted, self._workers, tick, self._client):
             self._take(result)
             done += 1
             on_progress(done, total, f"step {result.step}")
@@ -79,35 +130,22 @@ class Session:
                 self.store.write()
                 fresh = time.monotonic()
 
-    def _results(self, wanted: dict[int, list[str]]) -> Iterator[StepResult]:
-        yield from compute(self.plan, wanted, self._workers)
-
-    def _missing(self) -> dict[int, list[str]]:
-        """Return the analyzers to run at each position that lacks any."""
-        wanted: dict[int, list[str]] = {}
-        for position, step in enumerate(self.plan.steps):
-            for analyzer in self.plan.analyzers:
-                key = self.keys.known(analyzer, position)
-                if key is None:
-                    wanted.setdefault(position, []).append(analyzer.name)
-                else:
-                    self.store.finished(analyzer.name, step, key)
-                    self.tally.reused += 1
-        return wanted
+    def _reuse(self, name: str, step: int, key: str) -> None:
+        self.journal.show(name, step, key)
+        self.tally.reused += 1
 
     def _take(self, result: StepResult) -> None:
-        position = self._positions[result.step]
-        if result.hash:
-            self.keys.learn(position, result.hash)
-            self.store.learn(result)
-        for name, record in result.records.items():
-            key = self.keys.of(self._analyzers[name], position)
-            self.journal.put(key, name, record)
-            self.store.finished(name, result.step, key)
-            self.tally.computed += 1
-        for name, reason in result.failures.items():
-            self.store.failed(name, result.step, reason)
-            self.tally.failures.append((result.step, name, reason))
+        position = bisect_left(self.plan.steps, result.step)
+        with self.journal.group():
+            if result.hash:
+                self.keys.learn(position, result.hash)
+                self.store.learn(result)
+            for name, record in result.records.items():
+                self.journal.put(self.keys.of(self._analyzers[name], position), name, record)
+                self.tally.computed += 1
+            for name, reason in result.failures.items():
+                self.journal.put_failure(name, result.step, reason)
+                self.tally.failures.append((result.step, name, reason))
         self._errors += result.errors
         if self._strict and result.failures:
             name, reason = next(iter(result.failures.items()))

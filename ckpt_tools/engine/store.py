@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..results import Group, Series, check_summary, write_results
 from ..results import Trajectory as TrajectoryFacts
 from ..verify import Finding, Watcher
 from ..verify.sighting import Sighting
-from .journal import Journal, Records
+from .journal import Journal
 from .plan import Plan
 from .run import StepResult
 
@@ -30,11 +29,12 @@ class Store:
     def __init__(self, plan: Plan, journal: Journal, target: Path) -> None:
         self.plan, self.journal, self.target = plan, journal, target
         self.groups: dict[str, dict[str, Any]] = json.loads(journal.fact("groups") or "{}")
-        self.steps: dict[str, dict[str, str]] = json.loads(journal.fact("steps") or "{}")
         self.facts: dict[str, Any] = json.loads(journal.fact("facts") or "{}")
+        self._findings: list[Finding] | None = None
         self._require_same_source()
         for analyzer in plan.analyzers:
             self._adopt(analyzer)
+        self.save()
 
     def _require_same_source(self) -> None:
         source = str(self.plan.trajectory.path)
@@ -59,62 +59,63 @@ class Store:
             "outputs": {name: asdict(out) for name, out in analyzer.outputs.items()},
             "description": " ".join((type(analyzer).__doc__ or "").split()),
             "needs": analyzer.needs,
+            "reading": " ".join(analyzer.reading.split()),
+            "events": dict(analyzer.events),
+            "figures": [asdict(figure) for figure in analyzer.figures],
             "distribution": plugin.distribution if plugin else "",
             "distribution_version": plugin.version if plugin else "",
-            "keys": {},
-            "failures": {},
             "summary": {},
         }
         # Through JSON, as what it is compared with: tuples become lists.
         group = json.loads(json.dumps(group))
         before = self.groups.get(analyzer.name)
-        if before is not None and before["identity"] == group["identity"]:
-            group["keys"], group["failures"] = before["keys"], before["failures"]
+        if before is None or before["identity"] != group["identity"]:
+            self.journal.hide(analyzer.name)
         self.groups[analyzer.name] = group
-
-    def finished(self, name: str, step: int, key: str) -> None:
-        """Take note that a unit is in the journal."""
-        self.groups[name]["keys"][str(step)] = key
-        self.groups[name]["failures"].pop(str(step), None)
-
-    def failed(self, name: str, step: int, reason: str) -> None:
-        """Take note that a unit could not be finished, and why."""
-        self.groups[name]["keys"].pop(str(step), None)
-        self.groups[name]["failures"][str(step)] = reason
 
     def learn(self, result: StepResult) -> None:
         """Take note of what a checkpoint and its layout are."""
-        self.steps[str(result.step)] = {"hash": result.hash, "path": result.path}
+        self._findings = None
+        self.journal.see(result.step, hash=result.hash, path=result.path, sighting=result.sighting)
+        if not any(result.facts.values()):
+            return
         for name in _LISTS:
             known = self.facts.setdefault(name, [])
             known.extend(item for item in result.facts.get(name, []) if item not in known)
         for name in _MAPS:
             self.facts.setdefault(name, {}).update(result.facts.get(name, {}))
-        if result.sighting:
-            self.journal.put_fact(f"sighting {result.step}", result.sighting)
         if result.facts.get("family"):
             self.facts["family"] = result.facts["family"]
+        self._put()
 
     def findings(self) -> list[Finding]:
         """Return what is suspicious about the trajectory, as far as all passes into this file have seen it."""
-        watcher = Watcher(self.plan.trajectory)
-        for step in self.steps:
-            seen = self.journal.fact(f"sighting {step}")
-            if seen is not None:
-                watcher.add(int(step), Sighting.parse(seen))
-        return watcher.findings()
+        if self._findings is None:
+            watcher = Watcher(self.plan.trajectory)
+            for step, seen in self.journal.seen("sighting"):
+                if seen:
+                    watcher.add(int(step), Sighting.parse(seen))
+            self._findings = watcher.findings()
+        return self._findings
+
+    def _put(self) -> None:
+        self.journal.put_facts({name: json.dumps(getattr(self, name)) for name in ("groups", "facts")})
 
     def save(self) -> None:
         """Put everything into the journal; what was finished is then acknowledged."""
-        for name in ("groups", "steps", "facts"):
-            self.journal.put_fact(name, json.dumps(getattr(self, name)))
+        self._put()
         self.journal.commit()
 
     def write(self) -> bool:
         """Write the results file from the journal; return False when there is nothing to write yet."""
-        self._summarize()
+        series = {name: self._series(name) for name in self.groups}
+        for analyzer in self.plan.analyzers:
+            if len(series[analyzer.name]):
+                facts = analyzer.summarize(series[analyzer.name])
+                where = f"the summary of {self.plan.trajectory.path}"
+                self.groups[analyzer.name]["summary"] = check_summary(analyzer, facts, where)
         self.save()
-        groups = [self._group(name) for name, group in self.groups.items() if group["keys"]]
+        groups = [self._group(name, of) for name, of in series.items() if len(of)]
         if not groups:
             return False
         write_results(self.target, groups, self._root(), trajectory=self._trajectory(), force=True)
@@ -123,22 +124,13 @@ class Store:
     def _series(self, name: str) -> Series:
         group = self.groups[name]
         outputs = {key: Out(**{**out, "dims": tuple(out["dims"])}) for key, out in group["outputs"].items()}
-        keys = [group["keys"][step] for step in sorted(group["keys"], key=int)]
-        return Series(outputs, Records(self.journal, keys))
+        return Series(outputs, self.journal.records(name))
 
-    def _summarize(self) -> None:
-        for analyzer in self.plan.analyzers:
-            group = self.groups[analyzer.name]
-            if group["keys"]:
-                where = f"the summary of {self.plan.trajectory.path}"
-                facts = analyzer.summarize(self._series(analyzer.name))
-                group["summary"] = check_summary(analyzer, facts, where)
-
-    def _group(self, name: str) -> Group:
+    def _group(self, name: str, series: Series) -> Group:
         group = self.groups[name]
         return Group(
             name,
-            self._series(name),
+            series,
             version=group["identity"]["version"],
             description=group["description"],
             options=group["identity"]["options"],
@@ -147,7 +139,13 @@ class Store:
             needs=group["needs"],
             summary=group["summary"],
             skipped=list(self.facts.get("skipped", {}).items()),
-            attrs={"failures": group["failures"], "matrix_selection": group["identity"]["matrices"]},
+            attrs={
+                "failures": self.journal.failures(name),
+                "matrix_selection": group["identity"]["matrices"],
+                "reading": group.get("reading", ""),
+                "events": group.get("events", {}),
+                "figures": group.get("figures", []),
+            },
         )
 
     def _root(self) -> dict[str, Any]:
@@ -166,14 +164,10 @@ class Store:
         }
 
     def _trajectory(self) -> TrajectoryFacts:
-        steps = sorted({int(step) for group in self.groups.values() for step in group["keys"]})
-        about: list[Mapping[str, str]] = [self.steps.get(str(step), {}) for step in steps]
-        return TrajectoryFacts(
-            steps,
-            [facts.get("hash", "") for facts in about],
-            [facts.get("path", "") for facts in about],
-            self.plan.trajectory.metrics(steps),
-        )
+        steps = self.journal.steps().tolist()
+        about = {step: facts for step, *facts in self.journal.seen("hash", "path")}
+        hashes, paths = zip(*(about.get(step, ("", "")) for step in steps), strict=True)
+        return TrajectoryFacts(steps, hashes, paths, self.plan.trajectory.metrics(steps))
 
 
 def command_line() -> str:

@@ -46,9 +46,14 @@ class Variable:
         """Whether the values are texts."""
         return bool(self._source.dtype.kind == "O")
 
+    @property
+    def is_count(self) -> bool:
+        """Whether the values are integers."""
+        return bool(self._source.dtype.kind in "iu")
+
     def read(self) -> NDArray[Any]:
         """Return all values, numbers in their stored dtype, texts as a `str` array; ResultsError when damaged."""
-        return _values(self._source)
+        return safe_values(self._source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +192,7 @@ def _group(path: Path, name: str, group: Any) -> ResultGroup:
         if _is_group(item):
             continue
         if item.is_scale:
-            values = _values(item)
+            values = safe_values(item)
             labels[key] = values.tolist() if values.dtype.kind == "U" else values
         else:
             variables[key] = _variable(f"{path}:{name}/{key}", key, item)
@@ -206,7 +211,8 @@ def _variable(where: str, name: str, item: Any) -> Variable:
     return Variable(name, dims, item.shape, facts["units"], facts["long_name"], facts["error_of"], attrs, item)
 
 
-def _values(item: Any) -> NDArray[Any]:
+def safe_values(item: Any) -> NDArray[Any]:
+    """Return the values of an HDF5 dataset; ResultsError when they are damaged, elsewhere, or of an absurd size."""
     _require_safe(item)
     try:
         if item.dtype.kind == "O":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from math import prod
@@ -63,6 +63,11 @@ class Group:
             "needs": getattr(analyzer, "needs", "weights"),
             "description": " ".join((type(analyzer).__doc__ or "").split()),
             "options": analyzer.as_dict() if hasattr(analyzer, "as_dict") else {},
+            "attrs": {
+                "reading": " ".join(getattr(analyzer, "reading", "").split()),
+                "events": dict(getattr(analyzer, "events", {})),
+                "figures": [asdict(figure) for figure in getattr(analyzer, "figures", ())],
+            },
         }
         return cls(analyzer.name, series, **{**own, **facts})
 

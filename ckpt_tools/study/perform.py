@@ -23,7 +23,7 @@ from .declare import Analysis
 from .found import Found, RunResults
 from .load import Loaded, check_settings
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[float, int, str], None]
 Reporter = Callable[[str], AbstractContextManager[Progress]]
 
 

@@ -26,25 +26,32 @@ _FIRST_HALF = re.compile(r"(.*\bmlp\b.*)\.(up|gate)")
 
 def neuron_vectors(view: View, name: str) -> dict[str, Array]:
     """Return one neuron per row by side: "input" `[out, in]`, with a bias `[out, in + 1]`, and "output" `[in, out]`."""
-    matrix = view.matrices()[name]
-    bias = view.bias(name)
+    return dict(zip(SIDES, sides(view.matrices()[name], view.bias(name)), strict=True))
+
+
+def sides(matrix: Array, bias: Array | None) -> tuple[Array, Array]:
+    """Return one neuron per row of each side, as `neuron_vectors` does."""
     joined = matrix if bias is None else np.concatenate([matrix, bias[:, None]], axis=1)
-    return {"input": joined, "output": matrix.T}
+    return joined, matrix.T
 
 
 def norms(vectors: Array) -> Floats:
-    """Return the Euclidean norms `[..., n]` of rows `[..., n, d]`, safe from overflow and underflow of squares."""
+    """Return the Euclidean norms `[..., n]` of rows `[..., n, d]`, safe from overflow and underflow of squares.
+
+    Each `[n, d]` is scaled by itself where it must be, so that no digit depends on what it is stacked with.
+    """
     if vectors.size == 0:
         return np.zeros(vectors.shape[:-1])
-    peak = float(max(vectors.max(), -vectors.min()))
-    if not np.isfinite(peak) or 1e-12 < peak < 1e12:
-        with np.errstate(all="ignore"):
-            squares = np.einsum("...i,...i->...", vectors, vectors)
-        return np.asarray(np.sqrt(squares, dtype=np.float64))
-    if peak == 0:
-        return np.zeros(vectors.shape[:-1])
-    scaled = vectors.astype(np.float64) / peak
-    return np.asarray(peak * np.sqrt(np.einsum("...i,...i->...", scaled, scaled)))
+    with np.errstate(invalid="ignore"):
+        peak = np.maximum(vectors.max(axis=(-2, -1)), -vectors.min(axis=(-2, -1))).astype(np.float64)
+    with np.errstate(all="ignore"):
+        lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors), dtype=np.float64)
+    odd = np.isfinite(peak) & ((peak <= 1e-12) | (peak >= 1e12))
+    for at in map(tuple, np.argwhere(odd)):
+        scale = peak[at] or 1.0
+        scaled = vectors[at].astype(np.float64) / scale
+        lengths[at] = scale * np.sqrt(np.einsum("...i,...i->...", scaled, scaled))
+    return np.asarray(lengths)
 
 
 def outgoing(view: View) -> dict[str, str]:

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_tools.cli.tables import BLOCKS, number, printable, row_names, sparkline
+from ckpt_tools.cli.tables import BLOCKS, number, sparkline
+from ckpt_tools.results.names import printable, row_names
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.integers(1, 20))

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ckpt_tools.engine.journal import Journal, Records, decode, encode, unit_key
+from ckpt_tools.engine.journal import Journal, unit_key
+from ckpt_tools.engine.records import decode, encode
 from ckpt_tools.errors import ResultsError
 from ckpt_tools.results import Record
 
@@ -50,14 +51,36 @@ def test_texts_labels_and_nan_survive_encoding() -> None:
 def test_units_are_found_by_key_and_failures_do_not_count(tmp_path: Path) -> None:
     with Journal(tmp_path / "r.h5") as journal:
         journal.put("a", "rank", RECORD)
-        journal.put_failure("b", "rank", 8, "unreadable")
+        journal.put_failure("rank", 8, "unreadable")
     with Journal(tmp_path / "r.h5") as journal:
         assert journal.has(["a", "b", "c"]) == {"a"}
-        assert same(journal.get("a"), RECORD)
-        records = Records(journal, ["a", "a"])
-        assert len(records) == 2 and same(records[1], RECORD) and len(records[0:2]) == 2
-        with pytest.raises(ResultsError, match="lost the unit b"):
-            journal.get("b")
+        assert journal.steps("rank").tolist() == [7] and journal.failures("rank") == {"8": "unreadable"}
+        assert same(journal.record("rank", 7), RECORD)
+        records = journal.records("rank")
+        assert len(records) == 1 and same(records[0], RECORD) and len(records[0:2]) == 1
+        with pytest.raises(ResultsError, match="lost rank at step 8"):
+            journal.record("rank", 8)
+
+
+def test_a_unit_is_acknowledged_while_the_next_one_takes_long(tmp_path: Path) -> None:
+    with Journal(tmp_path / "r.h5") as journal:
+        journal.put("a", "rank", RECORD)
+        other = sqlite3.connect(journal.path)
+        deadline = time.monotonic() + 20
+        while not other.execute("SELECT 1 FROM unit").fetchall():
+            assert time.monotonic() < deadline, "nobody committed"
+            time.sleep(0.02)
+        other.close()
+
+
+def test_what_is_put_together_is_there_together_or_not_at_all(tmp_path: Path) -> None:
+    with Journal(tmp_path / "r.h5") as journal:
+        journal.put("a", "rank", RECORD)
+        with pytest.raises(KeyboardInterrupt), journal.group():
+            journal.put("b", "drift", RECORD)
+            raise KeyboardInterrupt
+    with Journal(tmp_path / "r.h5") as journal:
+        assert journal.has(["a", "b"]) == {"a"} and journal.steps().tolist() == [7]
 
 
 def test_keys_depend_on_every_part_and_not_on_order() -> None:
@@ -102,7 +125,7 @@ def test_acknowledged_units_survive_kill_9(tmp_path: Path) -> None:
         with Journal(tmp_path / "r.h5") as journal:
             assert set(acknowledged) <= journal.has([str(i) for i in range(len(acknowledged) + 2)])
             if acknowledged:
-                assert journal.get(acknowledged[-1]).values["x"][0] == float(acknowledged[-1])
+                assert journal.record("x", int(acknowledged[-1])).values["x"][0] == float(acknowledged[-1])
 
 
 def test_damage_and_other_formats_are_refused(tmp_path: Path) -> None:

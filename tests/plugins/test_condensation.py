@@ -14,7 +14,7 @@ import pytest
 
 from ckpt_plugins.condensation import Condensation
 from ckpt_plugins.neurons.directions import leading_direction
-from ckpt_tools import OptionError, analyze
+from ckpt_tools import BatchView, OptionError, analyze
 from ckpt_tools.analyzer import declaration_faults
 from ckpt_tools.testing import analyzer_checks
 
@@ -32,7 +32,12 @@ def lines(n: int, d: int, k: int = 2, noise: float = 0.0) -> np.ndarray:
 
 def measured(look: Any, tensors: dict[str, Any], **options: Any) -> dict[str, Any]:
     analyzer = Condensation(**options)
-    return dict(analyzer.analyze(look(analyzer, tensors)))
+    return first(analyzer.analyze(BatchView([look(analyzer, tensors)])))
+
+
+def first(found: Any) -> dict[str, Any]:
+    """Return what a block of one step gave for it."""
+    return {key: found[key][0] if key in Condensation.outputs else found[key] for key in found}
 
 
 def test_the_declaration_is_sound() -> None:
@@ -142,7 +147,7 @@ def test_the_error_of_a_sample_is_that_of_many_samples() -> None:
     analyzer, n = Condensation(max_neurons=60), 60
 
     class Draws:
-        step, references = 0, {}
+        step, references, config = 0, {}, {}
 
         def __init__(self, seed: int) -> None:
             self.rng = np.random.default_rng(seed)
@@ -159,7 +164,7 @@ def test_the_error_of_a_sample_is_that_of_many_samples() -> None:
         def info(self, name: str) -> Any:
             return type("Info", (), {"shape": u.shape})
 
-    found = [analyzer.analyze(Draws(seed)) for seed in range(200)]  # type: ignore[arg-type]
+    found = [first(analyzer.analyze(BatchView([Draws(seed)]))) for seed in range(200)]  # type: ignore[list-item]
     means = np.array([f["mean_abs_cos"][0, 0] for f in found])
     errors = np.array([f["mean_abs_cos_error"][0, 0] for f in found])
     assert means.mean() == pytest.approx((cosine.sum() - 300) / (300 * 299), abs=4 * means.std() / math.sqrt(200))
@@ -212,6 +217,8 @@ def test_the_heat_map_order_gathers_clusters(look: Any) -> None:
     order, label = found["order"][0, 0], found["label"][0, 0]
     assert sorted(order) == [i for i in range(20) if i != 3]  # the tiny one is left out
     assert np.count_nonzero(np.diff(label[order])) == 1
+    unit = w[order] / np.linalg.norm(w[order], axis=1, keepdims=True)
+    np.testing.assert_allclose(found["cosine"][0, 0, : len(order), : len(order)], unit @ unit.T, atol=1e-6)
     assert measured(look, {"w": w})["order"].shape == (1, 2, 0)
 
 
@@ -243,7 +250,7 @@ def test_roles_and_experts_are_taken_one_by_one(look: Any) -> None:
     tensors = {f"model.layers.0.self_attn.{p}_proj.weight": lines(8, 8) for p in "qkvo"}
     tensors |= {f"model.layers.0.mlp.{p}_proj.weight": lines(12, 8) for p in ("gate", "up")}
     analyzer = Condensation()
-    found = analyzer.analyze(look(analyzer, tensors, config=LLAMA))
+    found = first(analyzer.analyze(BatchView([look(analyzer, tensors, config=LLAMA)])))
     assert "layers.0.attn.q" in found["matrix"] and "layers.0.mlp.up" in found["matrix"]
     stack = {"experts": np.stack([lines(8, 6, k) for k in (1, 2, 3)])}
     assert measured(look, stack)["clusters"][:, 0].tolist() == [1, 2, 3]
@@ -294,3 +301,21 @@ def test_importing_the_analyzer_imports_nothing_heavy(module: str) -> None:
 )
 def test_it_conforms(check: Callable[[], None]) -> None:
     check()
+
+
+def test_a_block_gives_the_digits_of_single_steps(
+    trajectory: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    steps = {
+        s: {"w": lines(30, 9, noise=s / 10), "huge": 1e20 * rng.random((12, 7)), "b": rng.random((12, 7))}
+        for s in range(9)
+    }
+    source, analyzer, found = trajectory(steps), Condensation(max_neurons=20), []
+    for size in (16, 1):
+        monkeypatch.setattr("ckpt_tools.engine.run.MAX_BLOCK", size)
+        analyze(source, [analyzer], output=tmp_path / f"{size}.h5")
+        with h5py.File(tmp_path / f"{size}.h5") as file:
+            found.append({name: file["condensation"][name][()] for name in Condensation.outputs})
+    for name in Condensation.outputs:
+        assert np.array_equal(found[0][name], found[1][name], equal_nan=True), name

@@ -13,8 +13,10 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 import ckpt_plugins.drift as drift
-from ckpt_plugins.drift import Drift, amplitudes, motion_gram, wasserstein
-from ckpt_tools import Analyzer, Out, analyze
+from ckpt_plugins import drift_motion
+from ckpt_plugins.drift import Drift, amplitudes, wasserstein
+from ckpt_plugins.drift_motion import Places, motion
+from ckpt_tools import Analyzer, BatchView, Out, analyze
 from ckpt_tools.analyzer import declaration_faults, reference_kinds
 from ckpt_tools.errors import PluginError
 from ckpt_tools.testing import analyzer_checks
@@ -35,7 +37,13 @@ def seen(look: Any, now: Any, past: Any, steps: tuple[int, ...] = (9, 0, 7, 4), 
             ("first", "previous", "before_previous"), (first, previous, earlier), steps[1:], strict=True
         )
     }
-    return dict(analyzer.analyze(look(analyzer, now, step=steps[0], references=references)))
+    return measured(analyzer, look(analyzer, now, step=steps[0], references=references))
+
+
+def measured(analyzer: Drift, view: Any) -> dict[str, Any]:
+    """Return what the analyzer gives for one step."""
+    found = analyzer.analyze(BatchView([view]))
+    return {key: value if key == "matrix" else value[0] for key, value in found.items()}
 
 
 def test_the_declaration_is_sound() -> None:
@@ -85,17 +93,39 @@ def test_the_start_of_a_trajectory_has_no_updates(look: Any) -> None:
     assert np.isnan(second["way_cos"])  # there is no way yet
 
 
+ONE = Places(np.array([3]), 0, np.array([2]), np.array([1]))
+BLOCK = Places(np.arange(2, 6), 0, np.arange(1, 5), np.arange(4))
+GAPS = Places(np.array([1, 4]), 2, np.array([0, 3]), np.array([0, 1]))
+
+
 def test_small_changes_keep_their_digits() -> None:
     step = 1e-7 * V
-    gram = motion_gram(W + step, W, W, W)
-    assert math.sqrt(gram[drift.MOVED, drift.MOVED]) == pytest.approx(np.linalg.norm(step), rel=1e-8)
+    found = motion([W, W + step], Places(np.array([1]), 0, np.array([0]), np.array([0])))
+    assert math.sqrt(found[drift_motion.MOVED, 0]) == pytest.approx(np.linalg.norm(step), rel=1e-8)
 
 
-def test_long_weights_are_summed_in_blocks() -> None:
-    rows = RNG.standard_normal((4, 3 * drift.BLOCK + 17)).astype("f4")
-    t, o, p, q = rows.astype("f8")
-    stacked = np.stack([t, o, p, t - o, t - p, p - q, p - o])
-    assert motion_gram(*rows) == pytest.approx(stacked @ stacked.T, rel=1e-9, abs=1e-7)
+@pytest.mark.parametrize("at", [ONE, BLOCK, GAPS], ids=str)
+def test_long_weights_are_summed_in_blocks(at: Places) -> None:
+    rows = RNG.standard_normal((6, 3 * drift_motion.CHUNK + 17)).astype("f4")
+    found = motion(rows, at)
+    for number, (now, before, earlier) in enumerate(zip(at.now, at.before, at.earlier, strict=True)):
+        t, o, p, q = rows[[now, at.first, before, earlier]].astype("f8")
+        left = [t, o, p, t - o, t - p, p - q, p - o, t, t - p, t - p]
+        right = [*left[:7], o, p - q, p - o]
+        assert found[:, number] == pytest.approx([a @ b for a, b in zip(left, right, strict=True)], rel=1e-9, abs=1e-7)
+
+
+def test_a_block_gives_the_digits_of_single_steps(
+    trajectory: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    tensors = {step: {"w": rng.standard_normal((50, 70)).astype("f4"), "b": rng.random(5)} for step in range(20)}
+    source = trajectory(tensors)
+    together = run(source, tmp_path / "together.h5", Drift())
+    monkeypatch.setattr("ckpt_tools.engine.run.MAX_BLOCK", 1)
+    alone = run(source, tmp_path / "alone.h5", Drift())
+    for name in Drift.outputs:
+        assert np.array_equal(together[name], alone[name], equal_nan=True), name
 
 
 def test_totals_are_those_of_all_weights_as_one_vector(look: Any) -> None:
@@ -179,7 +209,7 @@ def test_what_is_not_wanted_is_not_read(look: Any) -> None:
 
     analyzer = Drift(turning=False)
     view = look(analyzer, {"w": W + V}, step=2, references=Lazy(reference_kinds(Drift), refuse, "reference"))
-    found = analyzer.analyze(view)
+    found = measured(analyzer, view)
     assert np.isnan(found["update_cos"]).all() and found["speed"][0] == pytest.approx(np.linalg.norm(V))
 
 
@@ -265,7 +295,7 @@ def test_an_unknown_reference_is_a_fault() -> None:
 
 
 def test_doctests() -> None:
-    assert doctest.testmod(drift).failed == 0
+    assert doctest.testmod(drift).failed == doctest.testmod(drift_motion).failed == 0
 
 
 @pytest.mark.parametrize(

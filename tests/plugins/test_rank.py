@@ -22,9 +22,11 @@ from ckpt_plugins.rank import (
     spectral_norm,
     stable_rank,
 )
-from ckpt_tools import OptionError
+from ckpt_plugins.rank_limits import MEASURES
+from ckpt_tools import OptionError, Series
 from ckpt_tools.analyzer import declaration_faults
-from ckpt_tools.spectra import singular_values
+from ckpt_tools.results import Record
+from ckpt_tools.spectra import Spectrum, singular_values
 
 RANKS = [effective_rank, energy_entropy_rank, stable_rank, participation_ratio]
 NORMS = [nuclear_norm, frobenius_norm, spectral_norm]
@@ -143,7 +145,7 @@ class Info:
 
 @dataclass
 class View:
-    """What `rank` asks of a view, over plain arrays; layers are given by their heads."""
+    """What `rank` asks of a block of one step, over plain arrays; layers are given by their heads."""
 
     weights: dict[str, Any]
     layers: list[Attention] = field(default_factory=list)
@@ -165,10 +167,20 @@ class View:
         return Info(self.dtypes.get(name, "float32"))
 
     def spectrum(self, name):
-        return singular_values(self.weights[name])
+        one = singular_values(self.weights[name])
+        return Spectrum(one.values[None], one.error[None], one.route)
 
     def attention(self):
-        return self.layers
+        return [[layer] for layer in self.layers]
+
+    def __len__(self):
+        return 1
+
+
+def seen(analyzer, block):
+    """Return what the analyzer gives for a block of one step."""
+    found = analyzer.analyze(block)
+    return {key: found[key][0] if key in Rank.outputs else found[key] for key in found}
 
 
 def heads(rng, layer=0, n=4, shared=2, size=5, d=12):
@@ -205,11 +217,12 @@ def test_declaration_is_sound_and_every_output_is_returned():
     rng = np.random.default_rng(0)
     for view in (View({"a": rng.standard_normal((3, 4))}, [heads(rng)]), View({"a": np.eye(3)}), View({})):
         for products in (True, False):
-            found = Rank(products=products).analyze(view)
+            found = seen(Rank(products=products), view)
             assert set(found) == {*Rank.outputs, "matrix", "product"}
             for key, out in Rank.outputs.items():
                 assert len(found[key]) == len(found[out.dims[0]]), key
-                assert out.dims[1:] == () or np.shape(found[key])[1] == 8
+                width = 0 if key == "spectrum" else 8
+                assert out.dims[1:] == () or np.shape(found[key])[1] == width
 
 
 def test_every_value_equals_a_float64_svd_to_1e_9():
@@ -225,7 +238,7 @@ def test_every_value_equals_a_float64_svd_to_1e_9():
         "condensed": np.outer(np.ones(30), np.arange(40.0)) + 1e-4 * rng.standard_normal((30, 40)),
         "row": rng.standard_normal((1, 9)),
     }
-    found = Rank(k=5).analyze(View(matrices))
+    found = seen(Rank(k=5), View(matrices))
     for i, (name, matrix) in enumerate(matrices.items()):
         truth = reference(matrix)
         for key in METRICS:
@@ -239,15 +252,15 @@ def test_every_value_equals_a_float64_svd_to_1e_9():
 
 
 def test_short_spectra_are_padded_with_nan():
-    found = Rank(k=3).analyze(View({"row": np.array([[3.0, 4.0]]), "square": np.diag([3.0, 2.0, 1.0, 0.5])}))
+    found = seen(Rank(k=3), View({"row": np.array([[3.0, 4.0]]), "square": np.diag([3.0, 2.0, 1.0, 0.5])}))
     np.testing.assert_allclose(found["singular_values"], [[5, np.nan, np.nan], [3, 2, 1]], rtol=1e-12)
     np.testing.assert_array_equal(np.isnan(found["singular_values_error"]), np.isnan(found["singular_values"]))
-    wide = Rank(k=9).analyze(View({"row": np.array([[3.0, 4.0]])}))
+    wide = seen(Rank(k=9), View({"row": np.array([[3.0, 4.0]])}))
     assert wide["singular_values"].shape == (1, 9) and np.isnan(wide["singular_values"][0, 1:]).all()
 
 
 def test_zero_and_nan_matrices_keep_to_their_rows():
-    found = Rank().analyze(View({"zero": np.zeros((3, 4)), "nan": np.full((2, 2), np.nan), "one": np.eye(2)}))
+    found = seen(Rank(), View({"zero": np.zeros((3, 4)), "nan": np.full((2, 2), np.nan), "one": np.eye(2)}))
     assert found["numerical_rank"].tolist() == [0, -1, 2]
     for key in (*METRICS, "nuclear_error"):
         assert found[key][0] == 0 and np.isnan(found[key][1]) and np.isfinite(found[key][2]), key
@@ -257,7 +270,7 @@ def test_products_equal_the_dense_ones_for_grouped_queries():
     rng = np.random.default_rng(2)
     for n, shared in ((4, 4), (4, 2), (6, 1)):
         layers = [heads(rng, layer, n, shared) for layer in (0, 3)]
-        found = Rank().analyze(View({}, layers))
+        found = seen(Rank(), View({}, layers))
         expected = {
             f"layers.{a.layer}.attn.{pair}.{h}": dense for a in layers for pair, all_heads in dense_products(a)
             for h, dense in enumerate(all_heads)
@@ -279,7 +292,7 @@ def test_layers_of_different_shapes_keep_their_order(monkeypatch):
     dense = [matrix for layer in layers for _, matrices in dense_products(layer) for matrix in matrices]
     for limit in (0, 1 << 30):
         monkeypatch.setattr(rank, "BATCH_BYTES", limit)
-        found = Rank(k=5).analyze(View({}, layers))
+        found = seen(Rank(k=5), View({}, layers))
         assert len(found["product"]) == len(dense)
         for row, matrix in zip(found["product_singular_values"], dense, strict=True):
             s = row[~np.isnan(row)]
@@ -292,25 +305,25 @@ def test_products_need_both_factors_and_can_be_turned_off():
     layers = [heads(rng, layer) for layer in range(3)]
     layers[1].v = None
     layers[2].o = None
-    found = Rank().analyze(View({}, layers))
+    found = seen(Rank(), View({}, layers))
     pairs = [label.rpartition(".")[0] for label in found["product"]]
     assert list(dict.fromkeys(pairs)) == [
         "layers.0.attn.qk", "layers.0.attn.vo", "layers.1.attn.qk", "layers.2.attn.qk",
     ]  # fmt: skip
-    assert Rank(products=False).analyze(View({}, layers))["product"] == []
+    assert seen(Rank(products=False), View({}, layers))["product"] == []
 
 
 def test_every_value_carries_the_stored_dtype():
     layer = heads(np.random.default_rng(4), n=1, shared=1)
     dtypes = {"a": "bfloat16", "layers.0.attn.q": "float16", "layers.0.attn.k": "bfloat16"}
-    found = Rank().analyze(View({"a": np.eye(2)}, [layer], dtypes))
-    assert found["stored_dtype"] == ["bfloat16", "float16", "bfloat16", "float32", "float32"]
-    assert found["product_stored_dtype"] == ["float16+bfloat16", "float32"]
+    found = seen(Rank(), View({"a": np.eye(2)}, [layer], dtypes))
+    assert found["stored_dtype"].tolist() == ["bfloat16", "float16", "bfloat16", "float32", "float32"]
+    assert found["product_stored_dtype"].tolist() == ["float16+bfloat16", "float32"]
 
 
 def test_tau_moves_the_numerical_rank_and_options_are_checked():
     view = View({"a": np.diag([1.0, 1e-1, 1e-5, 1e-9])})
-    assert [Rank(tau=t).analyze(view)["numerical_rank"][0] for t in (0.5, 1e-2, 1e-6, 1e-12)] == [1, 2, 3, 4]
+    assert [seen(Rank(tau=t), view)["numerical_rank"][0] for t in (0.5, 1e-2, 1e-6, 1e-12)] == [1, 2, 3, 4]
     for bad in ({"k": 0}, {"tau": 2.0}, {"tau": float("nan")}, {"top": 3}):
         with pytest.raises(OptionError):
             Rank(**bad)
@@ -335,14 +348,14 @@ def assert_same(found, other, rel=1e-9):
 def test_matrices_rotate_flip_permute_and_transpose_without_effect(seed, shape):
     rng = np.random.default_rng(seed)
     a = rng.standard_normal(shape) * 0.5 ** np.arange(shape[1])
-    found = Rank(tau=0.0).analyze(View({"a": a}))
+    found = seen(Rank(tau=0.0), View({"a": a}))
     others = [
         orthogonal(rng, shape[0]) @ a, a @ orthogonal(rng, shape[1]), -a, a.T,
         a * rng.choice([-1, 1], shape[1]), a[rng.permutation(shape[0])], a[:, rng.permutation(shape[1])],
     ]  # fmt: skip
     for other in others:
-        assert_same(found, Rank(tau=0.0).analyze(View({"a": other})))
-    scaled = Rank(tau=0.0).analyze(View({"a": 3 * a}))
+        assert_same(found, seen(Rank(tau=0.0), View({"a": other})))
+    scaled = seen(Rank(tau=0.0), View({"a": 3 * a}))
     for key in METRICS:
         np.testing.assert_allclose(scaled[key], found[key] * (3 if "norm" in key else 1), rtol=1e-9)
 
@@ -352,10 +365,40 @@ def test_matrices_rotate_flip_permute_and_transpose_without_effect(seed, shape):
 def test_products_follow_the_symmetries_of_the_network(seed):
     rng = np.random.default_rng(seed)
     layer = heads(rng)
-    found = Rank().analyze(View({}, [layer]))
+    found = seen(Rank(), View({}, [layer]))
     base, inner = orthogonal(rng, 12), orthogonal(rng, 5)
     turned = Attention(0, layer.q @ base, layer.k @ base, layer.v @ base, base.T @ layer.o)
     inside = Attention(0, inner @ layer.q, inner @ layer.k, inner @ layer.v, layer.o @ inner.T)
     flipped = Attention(0, -layer.q, -layer.k, layer.v, -layer.o)
     for other in (turned, inside, flipped):
-        assert_same(found, Rank().analyze(View({}, [other])))
+        assert_same(found, seen(Rank(), View({}, [other])))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ([8.0, 1.2, 1.0, 2.0], (1.0, 10, 30)),
+        ([8.0, 5.0, 6.0, 7.0], (5.0, None, None)),
+        ([8.0, np.nan, 1.0, 1.4], (1.0, 20, None)),
+        ([np.nan] * 4, (None, None, None)),
+        ([3.0, 0.0, 0.0, 0.0], (0.0, 10, None)),
+    ],
+)
+def test_a_collapse_and_a_new_direction_have_their_steps(ranks, expected):
+    assert rank.turns([0, 10, 20, 30], np.array(ranks)) == expected
+
+
+def test_the_summary_tells_each_matrix_when_it_collapses():
+    ranks, labels = {0: [9, 9], 5: [1, 9], 9: [2, 9]}, {"matrix": ["q", "k"]}
+    flat = {step: [np.sqrt(np.arange(10) < rank) for rank in row] for step, row in ranks.items()}
+    names = ("singular_values", *MEASURES)
+    measured = {
+        step: {name: getattr(rank, name, np.asarray)(np.array(s)) for name in names} for step, s in flat.items()
+    }
+    records = [Record(step, values, dict(labels)) for step, values in measured.items()]
+    outputs = {name: Rank.outputs[name] for name in names}
+    facts = Rank().summarize(Series(outputs, records))
+    assert facts["lowest_rank"] == pytest.approx({"q": 1.0, "k": 9.0})
+    assert facts["collapse_step"] == {"q": 5, "k": None} and facts["regrowth_step"] == {"q": 9, "k": None}
+    assert facts["limit_rank"] == {"q": 2, "k": 9}
+    assert Rank().summarize(Series(outputs, records[:1])) == {}

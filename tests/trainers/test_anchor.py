@@ -170,6 +170,23 @@ def test_metrics_say_only_what_is_defined() -> None:
     assert answers(mirrored, batch, batch["symmetric"]) == {"seen": 1.0, "symmetric": 1.0}
 
 
+def test_next_tokens_and_answers_count_half_each() -> None:
+    plain, scored = Anchor(), Anchor(score="all")
+    alone, batch = plain.draw(50, generator()), scored.draw(50, generator())
+    assert batch["tokens"].equal(alone["tokens"])
+    assert batch["targets"][:, -1].equal(alone["targets"])
+    assert batch["targets"][:, :-1].equal(alone["tokens"][:, 1:])
+    assert batch["weights"][:, -1].sum().item() == pytest.approx(0.5)
+    assert batch["weights"].unique().tolist() == pytest.approx([0.5 / 50 / 7, 0.5 / 50])
+    assert scored.probe(None, generator())["targets"].dim() == 1, "analyzers look at answers alone"
+
+
+def test_models_learn_next_tokens_where_these_count(tmp_path: Path) -> None:
+    values = {"d_model": 16, "d_ff": 16, "batch": 16, "steps": 2, "save": "every:2", "samples": 32, "score": "all"}
+    assert Transformer.train("anchor", values, tmp_path / "run") == "finished"
+    assert set(read_metrics(tmp_path / "run")) >= {"loss", "seen", "inferential"}
+
+
 def test_a_run_keeps_probe_and_metrics(tmp_path: Path) -> None:
     values = {"d_model": 16, "d_ff": 16, "batch": 16, "steps": 4, "save": "every:2", "samples": 64}
     assert Transformer.train("anchor", values, tmp_path / "run") == "finished"

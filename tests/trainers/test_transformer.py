@@ -261,6 +261,17 @@ def test_initialization_per_group() -> None:
     assert found == pytest.approx(expected, rel=0.03)
 
 
+def test_gain_and_scaled_residual() -> None:
+    found = spreads(gamma=0.5, gain=0.8, scale_residual=True, gamma_unembed=1.0)
+    expected = dict.fromkeys(found, 0.08) | {
+        "attn.o": 0.08 / 2**0.5,
+        "mlp.down": 0.04 / 2**0.5,
+        "unembed": 0.008,
+    }
+    assert found == pytest.approx(expected, rel=0.03)
+    assert spreads(std=0.02, gain=3.0)["attn.q"] == pytest.approx(0.06, rel=0.03)
+
+
 def test_both_precisions_start_alike() -> None:
     config = Config(**SMALL, bias=True).as_dict()
     single, double = Transformer.build(config), Transformer.build(config).double()

@@ -32,6 +32,8 @@ TASKS = {
     "inverse": "Inverse",
     "markov": "Markov",
     "matrix": "Matrix",
+    "memory_reasoning": "MemoryReasoning",
+    "permutation": "Permutation",
     "next_item": "NextItem",
     "regression": "Regression",
     "signal": "Signal",

@@ -50,6 +50,10 @@ class Anchor(Task):
     length: int = option(8, help="Tokens per sequence.", min=3)
     modulus: int = option(0, help="A key x is held out at place x mod this; 0: length - 2, all places.", min=0)
     samples: int = option(0, help="Training sequences; 0: fresh ones at every step.", min=0)
+    probes: int = option(256, help="Examples of the probe batch, for analyzers.", min=16)
+    score: str = option(
+        "answers", help="Train on answers, or half on them and half on next tokens.", choices=("answers", "all")
+    )
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
@@ -151,9 +155,17 @@ class Anchor(Task):
         return {**self.sequences(pairs, where, generator), "split": torch.full((size,), split)}
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
-        """Return `size` training sequences and their answers."""
+        """Return `size` training sequences and their answers; with `score` = all, next tokens [B, T] and weights.
+
+        The answer follows the last token. It counts as much as all tokens before it together.
+        """
         batch = self.of_split(0, size, generator)
-        return {name: batch[name] for name in ("tokens", "targets")}
+        if self.score == "answers":
+            return {name: batch[name] for name in ("tokens", "targets")}
+        targets = torch.cat([batch["tokens"][:, 1:], batch["targets"][:, None]], dim=1)
+        weights = torch.full(targets.shape, 1 / (2 * size * (self.length - 1)), dtype=torch.float64)
+        weights[:, -1] = 1 / (2 * size)
+        return {"tokens": batch["tokens"], "targets": targets, "weights": weights}
 
     def examples(self, generator: torch.Generator) -> Batch | None:
         """Return the training sequences, or None for fresh ones."""
@@ -168,7 +180,7 @@ class Anchor(Task):
 
     def probe(self, examples: Batch | None, generator: torch.Generator) -> Batch:
         """Return as many trained sequences as held-out ones, alike from each split; the loss is of the former alone."""
-        half = self.probe_size // 2
+        half = self.probes // 2
         kinds = sorted(set(self.pairs[:, 4].tolist()))
         sizes = [half // len(kinds) + (k < half % len(kinds)) for k in range(len(kinds))]
         parts = [self.of_split(0, half, generator)]

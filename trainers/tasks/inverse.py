@@ -38,6 +38,7 @@ class Inverse(Task):
     high: int = option(100, help="Largest number.", min=SHOWN)
     gap: int = option(6, help="Other tokens before the last three: 3 for each layer.", min=0)
     far: int = option(0, help="Largest number of a test beyond `high`; 0: no such test.", min=0)
+    probes: int = option(256, help="Examples of the probe batch, for analyzers.", min=16)
     samples: int = option(0, help="Training sequences; 0: fresh ones at every step.", min=0)
 
     def __init__(self, **values: Any) -> None:
@@ -119,7 +120,7 @@ class Inverse(Task):
 
     def probe(self, examples: Batch | None, generator: torch.Generator) -> Batch:
         """Return as many trained sequences as held-out ones; the loss is that of the former alone."""
-        half = self.probe_size // 2
+        half = self.probes // 2
         batch = self.mixed({0: half, 1: half}, generator)
         return {**batch, "weights": (batch["split"] == 0).double() / half}
 
