@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types unit wheel demo fuzz studies clean
+.PHONY: setup test lint types unit wheel demo fuzz studies bench clean
 
 setup: $(STAMP)
 
@@ -51,5 +51,19 @@ studies: setup
 	done
 	$(BIN)/python -m ckpt_tools.study.table studies-out docs/studies
 
+.venv-bench/.installed: benchmarks/requirements.txt $(STAMP)
+	sh benchmarks/environment.sh $(VENV) .venv-bench
+	touch $@
+
+# Side by side with what people use, on an otherwise idle machine; the table goes to docs/performance.md.
+NO_BENCH := harness hessian_peers kills table
+bench: setup .venv-bench/.installed
+	mkdir -p benchmarks/results
+	set -e; for name in $(filter-out $(NO_BENCH),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+		echo "== $$name"; \
+		$(THREADS) .venv-bench/bin/python benchmarks/$$name.py --json benchmarks/results/$$name.json; \
+	done
+	$(BIN)/python benchmarks/table.py benchmarks/results docs/performance.md
+
 clean:
-	rm -rf .venv .venv-wheel build dist *.egg-info demo studies-out
+	rm -rf .venv .venv-wheel .venv-bench build dist *.egg-info demo studies-out

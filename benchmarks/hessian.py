@@ -14,18 +14,15 @@ it is given here, that reaches this from all starting vectors; products and time
 from __future__ import annotations
 
 import statistics
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from hessian_peers import SOLVERS, Operator, operators
+from torch import Tensor, nn
 
 PRODUCT, TRUE, WRONG = 1.0, 1e-3, 1e-3
 
