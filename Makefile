@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types unit coverage wheel demo fuzz studies clean
+.PHONY: setup test lint types unit coverage wheel demo fuzz studies bench figures clean
 
 setup: $(STAMP)
 
@@ -56,5 +56,23 @@ studies: $(addprefix study-,$(STUDIES))
 study-%: setup
 	$(THREADS) $(BIN)/ckpt study samples/studies/$*.py --seeds 3 --out studies-out/$* $(DATA_$*)
 
+.venv-bench/.installed: benchmarks/requirements.txt $(STAMP)
+	sh benchmarks/environment.sh $(VENV) .venv-bench
+	touch $@
+
+# Side by side with what people use, on an otherwise idle machine; the table goes to docs/performance.md.
+NO_BENCH := harness hessian_peers kills table
+bench: setup .venv-bench/.installed
+	mkdir -p benchmarks/results
+	set -e; for name in $(filter-out $(NO_BENCH),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+		echo "== $$name"; \
+		$(THREADS) .venv-bench/bin/python benchmarks/$$name.py --json benchmarks/results/$$name.json; \
+	done
+	$(BIN)/python benchmarks/table.py benchmarks/results docs/performance.md
+
+# The pictures of docs/analyzers.md, from runs made for them.
+figures: setup
+	$(THREADS) sh docs/figures.sh $(BIN)/ckpt
+
 clean:
-	rm -rf .venv .venv-wheel build dist *.egg-info demo studies-out
+	rm -rf .venv .venv-wheel .venv-bench build dist *.egg-info demo studies-out

@@ -1,18 +1,17 @@
 """Training speed of the family `gpt` against a small loop of its own, on the same model, text and machine.
 
-    python benchmarks/gpt.py TEXT [--blocks 5] [--steps 20]
+    python benchmarks/gpt.py [TEXT] [--rounds 5] [--steps 20] [--json gpt.json]
 
 nanoGPT is no package that could be installed, so its part is taken by a loop written for this purpose in nanoGPT's
 manner: fused q, k, v, fused attention, tied embeddings, no bias, AdamW over decayed and undecayed weights, clipping,
 the loss read at every step, and nothing saved. Both sides start from the same weights and see the same batches; blocks
 of steps alternate, and the median ratio of paired blocks counts. `ours` is the loop of the package with all it does at
-a step, numbers written; checkpoints and validation come at the ends only, as the stand-in has none.
+a step, numbers written; checkpoints and validation come at the ends only, as the stand-in has none. Without TEXT the
+project's own pages are read.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +28,7 @@ from ckpt_trainers.gpt import GPT
 from ckpt_trainers.settings import plan
 from ckpt_trainers.training import Training
 
+GOAL = 1.0
 MODEL = {"layers": 4, "heads": 4, "d_model": 128, "length": 64, "batch": 12}
 
 
@@ -110,13 +111,27 @@ def stand_in(training: Training) -> Iterator[float]:
 
 def main() -> None:
     """Print tokens per second of both sides, the ratio of paired blocks, and how far the losses are apart."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text")
-    parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
+    parser = harness.parser(__doc__, rounds=5, steps=20)
+    parser.add_argument("text", nargs="?", type=Path)
     given = parser.parse_args()
-    last = 2 + given.blocks * given.steps
-    values = {**MODEL, "data": given.text, "steps": last, "save": f"at:0,{last}", "device": "cpu"}
+    last = 2 + given.rounds * given.steps
+    report = harness.Report("gpt", harness.machine())
+    with tempfile.TemporaryDirectory(dir=given.dir, prefix="gpt-") as folder:
+        text = given.text or own_pages(Path(folder) / "pages.txt")
+        values = {**MODEL, "data": str(text), "steps": last, "save": f"at:0,{last}", "device": "cpu"}
+        measure(report, values, given.steps, Path(folder) / "run")
+    report.write(given.json)
+
+
+def own_pages(file: Path) -> Path:
+    """Write the project's pages into one file."""
+    pages = sorted(Path(__file__).resolve().parents[1].glob("docs/*.md"))
+    file.write_text("\n".join(page.read_text() for page in pages))
+    return file
+
+
+def measure(report: harness.Report, values: dict[str, Any], block: int, run: Path) -> None:
+    """Train both sides, blocks of steps in turns."""
     other = stand_in(Training(GPT, "text", plan(GPT, "text", values)))
     torch.set_num_threads(1)
     for _ in range(2):
@@ -128,30 +143,29 @@ def main() -> None:
 
     def on_step(step: int, end: int, metrics: Mapping[str, Any]) -> None:
         nonlocal began
-        if step >= 2 and (step - 2) % given.steps == 0:
+        if step >= 2 and (step - 2) % block == 0:
             now = time.perf_counter()
             if step > 2:
                 ours.append(now - began)
             if step < end:
                 then = time.perf_counter()
-                gaps.extend(next(other) for _ in range(given.steps))
+                gaps.extend(next(other) for _ in range(block))
                 theirs.append(time.perf_counter() - then)
             began = time.perf_counter()
         losses.append(metrics["loss"])
 
     losses: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        GPT.train("text", values, Path(folder) / "run", on_step=on_step)
-    tokens = given.steps * MODEL["batch"] * MODEL["length"]
-    apart = max(abs(a - b) for a, b in zip(losses[2:], gaps, strict=False))
-    report = {
-        "tokens_per_second": round(tokens / statistics.median(ours)),
-        "stand_in_tokens_per_second": round(tokens / statistics.median(theirs)),
-        "speed_ratio": round(statistics.median(t / o for t, o in zip(theirs, ours, strict=True)), 3),
-        "losses_apart": apart,
+    GPT.train("text", values, run, on_step=on_step)
+    tokens = block * MODEL["batch"] * MODEL["length"]
+    report.found |= {
+        "tokens_per_second": tokens / statistics.median(ours),
+        "stand_in_tokens_per_second": tokens / statistics.median(theirs),
+        "losses_apart": max(abs(a - b) for a, b in zip(losses[2:], gaps, strict=False)),
         "last_loss": losses[-1],
     }
-    print(json.dumps(report, indent=1))
+    print("\n".join(f"{key:28} {value:.5g}" for key, value in report.found.items()))
+    speed = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+    report.goal("tokens per second against a small loop of its own", speed, GOAL, least=True)
 
 
 if __name__ == "__main__":

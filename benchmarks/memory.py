@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import harness
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -72,9 +73,11 @@ def main() -> None:
     for row in rows:
         print(f"{row['checkpoints']:6} checkpoints: {row['peak_bytes'] / 2**20:.1f} MiB, {row['seconds']:.1f} s")
     ratio = rows[-1]["peak_bytes"] / rows[0]["peak_bytes"]
-    print(f"{ratio:.3f} times the memory (goal: at most {GOAL})")
-    if given.json:
-        given.json.write_text(json.dumps({"rows": rows, "ratio": ratio, "goal": GOAL}, indent=1) + "\n")
+    report = harness.Report("memory", harness.machine(), found={"rows": rows})
+    report.goal(
+        f"peak memory over {rows[-1]['checkpoints']:,} checkpoints against {rows[0]['checkpoints']:,}", ratio, GOAL
+    )
+    report.write(given.json)
 
 
 if __name__ == "__main__":

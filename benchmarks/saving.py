@@ -11,9 +11,6 @@ a thread can make it nothing and slow the loop down by a third.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from torch import nn
 
@@ -133,18 +131,6 @@ def summary(found: list[tuple[float, ...]]) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Return what a reader must know to compare the numbers with others."""
-    cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown")
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "kernel": platform.release()}
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": [round(x, 2) for x in os.getloadavg()], **versions}
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.is_file() else []
-
-
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,20 +142,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    before = machine()
+    report = harness.Report("saving", harness.machine())
     with tempfile.TemporaryDirectory(dir=given.dir, prefix="saving-") as folder:
-        found = measure(Path(folder), given.modes.split(","), given.rounds, given.steps, given.batch)
-    found = {**found, "goal": GOAL, "before": before, "load_after": [round(x, 2) for x in os.getloadavg()]}
+        found = report.found = measure(Path(folder), given.modes.split(","), given.rounds, given.steps, given.batch)
     print(f"{found['parameters']:,} parameters, a step takes {found['step_ms']:.2f} ms without saving")
-    print(f"{before['cpu']}, {before['cores']} cores, load {before['load'][0]} before, {found['load_after'][0]} after")
     for mode, row in found["modes"].items():
         low, high = row["ratio_quartiles"]
         print(
             f"{mode:8} loop {row['ratio']:.3f} of no saving (quartiles {low:.3f} to {high:.3f}), "
             f"processor {row['cpu_ratio']:.3f}, inside save {row['save_us']:.0f} us"
         )
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    if "log" in found["modes"]:  # what a run of such steps is given when nothing is asked for
+        report.goal("saving every step against not saving", found["modes"]["log"]["ratio"], GOAL)
+    report.write(given.json)
 
 
 if __name__ == "__main__":

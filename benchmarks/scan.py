@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -24,12 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from torch import Tensor
 
 from ckpt_trainers.scan import scan, selective_scan
 
-GOAL = 2.0
+GOAL = 0.5
 Scan = Callable[..., Tensor]
 
 
@@ -128,18 +126,8 @@ def measure(name: str, peer: Scan | None, sizes: tuple[int, ...], rounds: int) -
     if peer:
         for key, column in (("ratio", 0), ("cpu_ratio", 1)):
             pairs = zip(times["ours"], times["peer"], strict=True)
-            report[key] = statistics.median(theirs[column] / mine[column] for mine, theirs in pairs)
+            report[key] = statistics.median(mine[column] / theirs[column] for mine, theirs in pairs)
     return report
-
-
-def machine() -> dict[str, Any]:
-    """Return what a reader must know to compare the numbers with others."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "kernel": platform.release()}
-    load = [round(x, 2) for x in os.getloadavg()]
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": load, **versions}
 
 
 def second_order(peer: Scan, sizes: tuple[int, ...]) -> str:
@@ -167,24 +155,23 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     sizes = (given.batch, given.length, given.width, given.states)
-    facts, others = machine(), peers(given.peer)
-    print(f"{facts['cpu']}, {facts['threads']} thread of {facts['cores']} cores, load {facts['load'][0]}, {sizes=}")
-    found: dict[str, Any] = {"machine": facts, "sizes": sizes, "goal": GOAL, "cases": {}}
+    others = peers(given.peer)
+    report = harness.Report("scan", harness.machine(("mambapy",) if others and given.peer is None else ()))
+    report.found = {"sizes": sizes, "cases": {}}
     for name in CASES:
-        found["cases"][name] = row = measure(name, others.get(name), sizes, given.rounds)
+        report.found["cases"][name] = row = measure(name, others.get(name), sizes, given.rounds)
         for side in [s for s in ("ours", "peer") if s in row]:
             print(
                 f"{name:12} {side} {row[side]['ms']:7.0f} ms ({row[side]['cpu_ms']:.0f} ms of processor), "
                 f"error {row[side]['error']:.1e}"
             )
         if "ratio" in row:
-            print(f"{name:12} {row['ratio']:.2f} times faster ({row['cpu_ratio']:.2f} by processor time)")
+            report.goal(f"{name}, forward and backward, against mamba.py's parallel scan", row["ratio"], GOAL)
     both: dict[str, Scan] = {"ours": scan, **({"peer": others["recurrence"]} if others else {})}
     for owner, f in both.items():
-        found[f"second_order_{owner}"] = second_order(f, sizes)
-        print(f"second derivatives, {owner}: {found[f'second_order_{owner}']}")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+        report.found[f"second_order_{owner}"] = second_order(f, sizes)
+        print(f"second derivatives, {owner}: {report.found[f'second_order_{owner}']}")
+    report.write(given.json)
 
 
 if __name__ == "__main__":
