@@ -85,13 +85,13 @@ class _Changes:
     """Which differences of successive checkpoints a block needs, each once."""
 
     def __init__(self, at: Places) -> None:
-        pairs = dict(zip(at.before.tolist(), at.earlier.tolist(), strict=True))
-        pairs |= dict(zip(at.now.tolist(), at.before.tolist(), strict=True))
-        later = sorted(pairs)
-        self._later = _taken(np.array(later))
-        self._sooner = _taken(np.array([pairs[row] for row in later]))
-        self.now = _taken(np.searchsorted(later, at.now))
-        self.before = _taken(np.searchsorted(later, at.before))
+        latest = list(zip(at.now.tolist(), at.before.tolist(), strict=True))
+        sooner = list(zip(at.before.tolist(), at.earlier.tolist(), strict=True))
+        pairs = sorted({*latest, *sooner})
+        place = {pair: row for row, pair in enumerate(pairs)}
+        self._later, self._sooner = (_taken(np.array(side)) for side in zip(*pairs, strict=True))
+        self.now = _taken(np.array([place[pair] for pair in latest]))
+        self.before = _taken(np.array([place[pair] for pair in sooner]))
 
     def of(self, x: Floats) -> Floats:
         return np.asarray(x[self._later] - x[self._sooner])
