@@ -44,12 +44,14 @@ demo: setup
 	$(THREADS) sh samples/demo.sh $(BIN)/ckpt
 
 # Every paper's claims at miniature size, seeds 0 to 2, and their table in docs/studies.md; goes on where it stopped.
-studies: setup
-	set -e; for file in samples/studies/*.py; do \
-		echo "== $$file"; \
-		$(THREADS) $(BIN)/ckpt study $$file --seeds 3 --out studies-out/$$(basename $$file .py); \
-	done
+# Texts for a study: make studies DATA_focus_dilution="--data tinystories=FILE --data wikitext=FILE"
+STUDIES := $(basename $(notdir $(wildcard samples/studies/*.py)))
+
+studies: $(addprefix study-,$(STUDIES))
 	$(BIN)/python -m ckpt_tools.study.table studies-out docs/studies
+
+study-%: setup
+	$(THREADS) $(BIN)/ckpt study samples/studies/$*.py --seeds 3 --out studies-out/$* $(DATA_$*)
 
 .venv-bench/.installed: benchmarks/requirements.txt $(STAMP)
 	sh benchmarks/environment.sh $(VENV) .venv-bench

@@ -79,6 +79,13 @@ class Analyzer(Options):
         """
         raise NotImplementedError(f"{type(self).__name__} must define analyze(self, view)")
 
+    def files(self) -> tuple[str, ...]:
+        """Return the paths of the files that `analyze` reads by itself, as its options name them.
+
+        Results are computed anew when their content changes, and with such files a model may run without a batch.
+        """
+        return ()
+
     def summarize(self, series: Series) -> Mapping[str, Any]:
         """Return facts about the whole trajectory (onsets, stages, cycles) from this analyzer's own outputs.
 

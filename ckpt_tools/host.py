@@ -51,14 +51,17 @@ class ModelHost:
         self.source = source
         self._models: WeakKeyDictionary[Checkpoint, dict[str | None, Model]] = WeakKeyDictionary()
 
-    def refusal(self, need: str) -> str:
-        """Return why `need` ("forward" or "loss") cannot be met, or ""; costs nothing, so ask before long work."""
+    def refusal(self, need: str, *, batch: bool = True) -> str:
+        """Return why `need` ("forward" or "loss") cannot be met, or ""; costs nothing, so ask before long work.
+
+        `batch` says whether there must be something to run the model on, too.
+        """
         if self.family is None:
             return "no family recognises the checkpoint, so its model cannot be rebuilt; see `ckpt inspect`"
         for method in ("build", "forward", *(["loss"] if need == "loss" else [])):
             if getattr(self.family, method).__func__ is getattr(Family, method).__func__:
                 return f"family {self.family.name!r} defines no {method}(): it knows weights only"
-        if self.source is None:
+        if batch and self.source is None:
             return "there is nothing to run the model on: the run has no probe batch; give --data FILE"
         return ""
 

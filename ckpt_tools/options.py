@@ -101,7 +101,8 @@ def describe(kind: Any) -> str:
     return "None" if kind is type(None) else kind.__name__
 
 
-def _expected(declared: Option) -> str:
+def expected(declared: Option) -> str:
+    """Return what values an option takes, as messages say it: `float in [0.0, inf)`, `one of a, b`."""
     if declared.choices:
         return "one of " + ", ".join(map(str, declared.choices))
     low, high = declared.min, declared.max
@@ -113,7 +114,7 @@ def _expected(declared: Option) -> str:
 
 
 def _fail(label: str, declared: Option, value: Any) -> OptionError:
-    return OptionError(f"Option {declared.name!r} of {label} must be {_expected(declared)}. Got {value!r} instead.")
+    return OptionError(f"Option {declared.name!r} of {label} must be {expected(declared)}. Got {value!r} instead.")
 
 
 def _coerced(kind: Any, value: Any) -> Any:

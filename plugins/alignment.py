@@ -93,6 +93,10 @@ class Alignment(Analyzer):
         "nuclear_norm": Out((), "1", "Nuclear norm of unembedding times embedding"),
     }
 
+    def files(self) -> tuple[str, ...]:
+        """Return the facts and their vocabulary, if any."""
+        return tuple(path for path in (self.facts, self.tokenizer) if self.facts and path)
+
     def analyze(self, view: View) -> Mapping[str, Any]:
         """Return the alignment of the groups at every layer, ranks where tokens are named, NaN where they are not."""
         model, groups = view.model(), self._groups(view)
@@ -122,7 +126,9 @@ class Alignment(Analyzer):
             if self.a or self.b or self.pair:
                 return Selection.parse(self.a, self.b, self.pair).groups(view.batch())
             return groups_of_batch(view.batch(), self.most)
-        return groups_of_facts(Path(self.facts), _encoder(self.tokenizer) if self.tokenizer else None)
+        groups = groups_of_facts(Path(self.facts), _encoder(self.tokenizer) if self.tokenizer else None)
+        groups.check(self.facts, _vocabulary(view.model()))
+        return groups
 
     def _ranks(self, model: Model, groups: Groups, layers: int, shared: Mapping[str, Tensor]) -> dict[str, Any]:
         ids = {"bridge": groups.bridge, "answer": groups.answer}
@@ -140,7 +146,9 @@ class Alignment(Analyzer):
 
 def _encoder(path: str) -> Any:
     if not Path(path).is_file():
-        raise OptionError(f"alignment.tokenizer: there is no file {path}.")
+        raise OptionError(
+            f"alignment.tokenizer: there is no file {path}. Give a tokenizer.json, or token ids as facts."
+        )
     return load_encoder(Path(path))
 
 
@@ -190,6 +198,11 @@ def lens_logits(model: Model, hidden: Floats) -> Floats:
 def _path(model: Model, role: str) -> str:
     """Return the path of the submodule whose weight has a role, "" when there is none."""
     return next((name.rpartition(".")[0] for name, roles in model.roles.items() if role in roles), "")
+
+
+def _vocabulary(model: Model) -> int | None:
+    """Return how many tokens the model knows, None when its embedding is not known."""
+    return next((len(model.tensors[name]) for name, roles in model.roles.items() if "embed" in roles), None)
 
 
 def _unembedding(model: Model, module: Any) -> Any:

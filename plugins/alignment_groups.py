@@ -59,6 +59,17 @@ class Groups:
     bridge: Ids | None = None
     answer: Ids | None = None
 
+    def check(self, where: str, vocabulary: int | None) -> None:
+        """Raise SourceError for token ids that a vocabulary of that size does not have."""
+        rows = [row for places in (self.a, self.b, self.lens) if places for row in places.rows]
+        named = [ids.tolist() for ids in (self.bridge, self.answer) if ids is not None]
+        top = max((i for row in [*rows, *named] for i in row), default=0)
+        if vocabulary is not None and top >= vocabulary:
+            raise SourceError(
+                f"{where}: token id {top} lies outside the model's vocabulary of {vocabulary}. "
+                "These facts, or alignment.tokenizer, belong to another model."
+            )
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -209,5 +220,8 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _encoded(path: Path, text: str, encode: Encode | None) -> list[int]:
     if encode is None:
-        raise OptionError(f"{path} holds text: give its vocabulary with alignment.tokenizer, or facts as token ids.")
+        raise OptionError(
+            f"{path} holds text: say how it becomes token ids with --set alignment.tokenizer=FILE, "
+            "or write lists of token ids."
+        )
     return encode(text)

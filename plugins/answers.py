@@ -36,6 +36,11 @@ class Answers(Analyzer):
 
     name = "answers"
     needs = "forward"
+    reading = (
+        "How often the model is right, for each part of its test by itself: examples as in training, held-out ones, "
+        "and others. Where two rules explain the training data, `inferential` is the share of answers that come from "
+        "composing what was learned, and `symmetric` that of answers that mirror a pair seen before."
+    )
 
     outputs: ClassVar[Mapping[str, Out]] = {
         "accuracy": Out(SPLIT, "1", "Share of right answers"),

@@ -7,6 +7,8 @@
 - numerical rank: how many s exceed tau * s_1;
 - nuclear, Frobenius and spectral norm: sum(s), sqrt(sum s^2), s_1.
 
+The summary says which rank the normalized matrix W / ||W||_F tends to and what became of each measure (`rank_limits`).
+
 A zero matrix has rank 0 and norm 0 by every measure; zero singular values contribute nothing. A spectrum with a NaN has
 NaN everywhere, and -1 as its numerical rank. The effective rank of a Gaussian d x d matrix is about 0.8 d, so read it
 beside its value at the first step; bfloat16 rounding alone can raise it by a quarter on steep spectra, which is why
@@ -24,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpt_tools import Analyzer, Figure, Out, Spectrum, hookimpl, option, product_singular_values
+
+from .rank_limits import embedding_product, trajectory_facts
 
 if TYPE_CHECKING:
     from ckpt_tools import AttentionWeights, BatchView, Series
@@ -207,6 +211,7 @@ class Rank(Analyzer):
     outputs: ClassVar[Mapping[str, Out]] = {
         **_outputs("matrix", "", "the matrix"),
         **_outputs("product", "product_", "the product"),
+        "spectrum": Out(dims=("matrix", "spectrum_index"), long_name="all singular values of the matrix, if asked for"),
     }
     figures = (
         Figure("effective_rank", log="y"),
@@ -219,6 +224,11 @@ class Rank(Analyzer):
         1e-3, help="A singular value counts to the numerical rank above tau times the largest.", min=0.0, max=1.0
     )
     products: bool = option(True, help="Also W_Q W_K^T and W_V W_O of every head, where the roles are known.")
+    embedding: bool = option(False, help="Also the product of unembedding and embedding, both in memory at a time.")
+    spectrum: bool = option(False, help="Store all singular values of every matrix.")
+    limit: float = option(
+        0.05, help="A singular value counts to the limit rank above so much of the Frobenius norm.", min=0.0, max=1.0
+    )
 
     def analyze(self, view: BatchView) -> Mapping[str, Any]:
         """Return every measure of every matrix and product at every step of the block."""
@@ -226,25 +236,31 @@ class Rank(Analyzer):
         stored = {name: view.info(name).dtype for name in names}
         heads = list(_products(view.attention())) if self.products else []
         labels = [f"{path}.{head}" for path, spectrum in heads for head in range(spectrum.values.shape[1])]
-        whole, products = [view.spectrum(name) for name in names], [spectrum for _, spectrum in heads]
+        extra = embedding_product(view) if self.embedding else []
+        whole = [view.spectrum(name) for name in names]
+        products = [*(spectrum for _, spectrum in heads), *(spectrum for _, spectrum, _ in extra)]
+        dtypes = [*(_dtypes(label, stored) for label in labels), *(dtype for *_, dtype in extra)]
         return {
             "matrix": names,
-            "product": labels,
+            "product": [*labels, *(label for label, *_ in extra)],
+            "spectrum": _whole(whole, len(view)) if self.spectrum else np.zeros((len(view), len(names), 0)),
             **self._measures("", len(view), whole, list(stored.values())),
-            **self._measures("product_", len(view), products, [_dtypes(at, stored) for at in labels]),
+            **self._measures("product_", len(view), products, dtypes),
         }
 
     def summarize(self, series: Series) -> Mapping[str, Any]:
         """Return, per matrix, the lowest effective rank, the step of its collapse and that of a new direction after it.
 
-        None where a rank does not halve, or does not grow to one and a half times its lowest value again.
+        None where a rank does not halve, or does not grow to one and a half times its lowest value again. Also the
+        limit rank and the growth of every measure from the first step to the last (`rank_limits`).
         """
         if len(series) < 2:
             return {}
         ranks, steps = series["effective_rank"], series.steps.tolist()
         found = {name: turns(steps, ranks[:, at]) for at, name in enumerate(series.labels("matrix"))}
         keys = ("lowest_rank", "collapse_step", "regrowth_step")
-        return {key: {name: turn[at] for name, turn in found.items()} for at, key in enumerate(keys)}
+        facts = {key: {name: turn[at] for name, turn in found.items()} for at, key in enumerate(keys)}
+        return {**facts, **trajectory_facts(series, self.limit)}
 
     def _measures(self, prefix: str, steps: int, spectra: Sequence[Spectrum], dtypes: list[str]) -> dict[str, Any]:
         s, error, count = _rows(spectra, steps)
@@ -335,6 +351,12 @@ def _rows(spectra: Sequence[Spectrum], steps: int) -> tuple[Floats, Floats, NDAr
         table[0, :, here, : values.shape[2]] = values
         table[1, :, here, : values.shape[2]] = error.reshape(values.shape)
     return table[0], table[1], count
+
+
+def _whole(spectra: Sequence[Spectrum], steps: int) -> Floats:
+    """Return all singular values `[step, row, width]`, NaN beyond the row's own length."""
+    rows, _, count = _rows(spectra, steps)
+    return _leading(rows, count, rows.shape[2])
 
 
 def _leading(rows: Floats, count: NDArray[np.int64], k: int) -> Floats:

@@ -18,6 +18,7 @@ from ..errors import OptionError
 @click.option("--at", "at", multiple=True, type=int, metavar="STEP", help="Steps that maps and scatter plots show.")
 @click.option("--by", default="", metavar="SETTING", help="Of several runs, the setting to tell apart, as gamma.")
 @click.option("--no-loss", is_flag=True, help="Leave out the loss above.")
+@click.option("--dpi", type=click.IntRange(20, 2400), default=200, show_default=True, help="Pixels per inch.")
 @click.option("--output", "-o", type=click.Path(), default="figures.pdf", show_default=True, help=".pdf, .png or .svg.")
 def plot(
     results: tuple[str, ...],
@@ -30,6 +31,7 @@ def plot(
     at: tuple[int, ...],
     by: str,
     no_loss: bool,
+    dpi: int,
     output: str,
 ) -> None:
     """Draw figures of RESULTS, several overlaid: seeds as mean and band, a swept setting as a colour scale.
@@ -46,7 +48,17 @@ def plot(
         raise OptionError("--lines goes with --what, as in --what attention.entropy --lines head.")
     log = "x" * log_x + "y" * log_y
     written, notes = draw(
-        results, output, what=what, matrices=matrices, kind=kind, lines=lines, log=log, by=by, at=at, loss=not no_loss
+        results,
+        output,
+        what=what,
+        matrices=matrices,
+        kind=kind,
+        lines=lines,
+        log=log,
+        by=by,
+        at=at,
+        loss=not no_loss,
+        dpi=dpi,
     )
     for note in notes:
         click.echo(f"note: {note}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,20 +57,63 @@ def _table(rows: list[dict[str, str]]) -> str:
 
 @plugins.command()
 @click.argument("name")
+@click.option("--markdown", is_flag=True, help="Print tables of outputs and options for a page of documentation.")
 @click.pass_obj
-def show(registry: Registry, name: str) -> None:
+def show(registry: Registry, name: str, markdown: bool) -> None:
     """Print what analyzer NAME measures, its options and its outputs."""
     analyzer = registry.analyzer(name)
+    if markdown:
+        click.echo(reference(analyzer))
+        return
+    from ..options import expected
+
     plugin = registry.provider(analyzer)
     click.echo(f"{analyzer.name} {analyzer.version}  [{plugin.origin}]\n")
     click.echo(_doc(analyzer))
     click.echo(f"\nneeds {analyzer.needs}" + (f", reference {analyzer.reference}" if analyzer.reference else ""))
     click.echo("\nOptions" if analyzer.declared else "\nNo options")
     for option in analyzer.declared.values():
-        click.echo(f"  {analyzer.name}.{option.name}={option.default}  {option.help}")
+        click.echo(f"  {analyzer.name}.{option.name}={option.default}  {option.help}  [{expected(option)}]")
     click.echo("\nOutputs")
     for key, out in analyzer.outputs.items():
         click.echo(f"  {key} ({', '.join(('step', *out.dims))}) [{out.unit}]  {out.long_name}")
+
+
+def reference(analyzer: type[Analyzer]) -> str:
+    """Return what an analyzer needs, its outputs and its options, as tables in Markdown."""
+    from ..analyzer import reference_kinds
+    from ..options import expected
+
+    kinds = ", ".join(reference_kinds(analyzer))
+    outputs = [
+        (f"`{key}`", ", ".join(("step", *out.dims)), out.unit, out.long_name + _error_of(out.error_of))
+        for key, out in analyzer.outputs.items()
+    ]
+    options = [(f"`{o.name}`", f"`{_default(o.default)}`", expected(o), o.help) for o in analyzer.declared.values()]
+    return "\n".join(
+        [
+            f"Needs {analyzer.needs}" + (f" and, of other checkpoints: {kinds}." if kinds else "."),
+            "",
+            *_rows_of(("output", "dimensions", "unit", "what it is"), outputs),
+            *(["", *_rows_of(("option", "default", "takes", "what it does"), options)] if options else []),
+        ]
+    )
+
+
+def _error_of(output: str) -> str:
+    return f" (error of `{output}`)" if output else ""
+
+
+def _default(value: Any) -> str:
+    """Return a default as it is given to --set."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or " "
+    return str(value).lower() if isinstance(value, bool) else str(value) or " "
+
+
+def _rows_of(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    body = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {row} |" for row in body)]
 
 
 def _doc(analyzer: type[Analyzer]) -> str:

@@ -108,14 +108,13 @@ def _print(rows: list[dict[str, Any]], done: Performance, report: Path, quiet: b
     for run, reason in done.skipped.items():
         click.echo(f"left out: run {run} {reason}")
     click.echo(table(rows))
-    click.echo(f"{tally(rows)} -> {report}")
+    click.echo(f"{tally(rows)}; {done.trained} run(s) trained, {done.known} finished before -> {report}")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return claims as columns of text, without empty columns."""
+    """Return claims as columns of text."""
     from ..study.table import claim_columns, claim_rows
 
     lines = [[cell.replace("*", "") for cell in line] for line in [claim_columns(rows), *claim_rows(rows)]]
-    used = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
-    width = {i: max(len(line[i]) for line in lines) for i in used}
-    return "\n".join("  ".join(line[i].ljust(width[i]) for i in used).rstrip() for line in lines)
+    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, width)).rstrip() for line in lines)

@@ -99,8 +99,9 @@ def analyze(
     job = _job(source, plugins, options, steps, matrices, plugin_files, data, timeout, cache_size, part)
     target = _target(Path(output), force)
     plans = follow(job, registry) if watch else iter([(job.plan(registry), True)])
-    first = next(plans)  # before the journal is made: what can be refused leaves nothing behind
-    _fitted(first[0], workers, memory)
+    first = next(plans)
+    if not journal_path(target).exists():  # what is refused leaves no journal behind
+        _fitted(first[0], workers, memory)
     with _client(cluster) as client, Journal(target) as journal:
         if force:
             journal.clear()
@@ -108,7 +109,9 @@ def analyze(
         session = None
         try:
             for plan, last in chain([first], plans):
-                plan, fitting = _fitted(plan, workers, memory, client)
+                fitting = workers
+                if missing(plan, Keys(plan, journal)):  # else nothing need be opened
+                    plan, fitting = _fitted(plan, workers, memory, client)
                 session = Session(plan, journal, target, workers=fitting, strict=strict, client=client)
                 total.add(session.run(on_progress, last=last))
                 if total.interrupted:

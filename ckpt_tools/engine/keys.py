@@ -93,7 +93,7 @@ class Keys:
             return ""
         if not files:
             return ""
-        selection = [list(self._plan.job.matrices), self._plan.runs_models, entry.step]
+        selection = [list(self._plan.job.matrices), self._plan.runs_models, entry.step, self._plan.trajectory.part]
         return hashlib.sha256(json.dumps([__version__, str(entry.path), selection, sorted(files)]).encode()).hexdigest()
 
     def known(self, analyzer: Analyzer, position: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,10 +106,24 @@ class Plan:
                 yield folder
 
     def data_identity(self, analyzer: Analyzer) -> str:
-        """Return what changes whenever the batch an analyzer runs on would; "" for analyzers of weights."""
-        if analyzer.needs == "weights" or self.batch_source is None:
-            return ""
-        return self.batch_source.identity
+        """Return what changes whenever an analyzer's batch, or a file that it reads itself, would; "" for neither."""
+        runs = analyzer.needs != "weights" and self.batch_source is not None
+        batch = self.batch_source.identity if runs and self.batch_source is not None else ""
+        return batch + "".join(map(self._digest, analyzer.files()))
+
+    def _digest(self, path: str) -> str:
+        """Return the SHA-256 (hex) of a file, read once; that of nothing where the analyzer will not be able to."""
+        if path not in self._digests:
+            try:
+                with open(path, "rb") as file:
+                    self._digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                self._digests[path] = hashlib.sha256().hexdigest()
+        return self._digests[path]
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {}
 
 
 def configure(

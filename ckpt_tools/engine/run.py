@@ -209,7 +209,7 @@ class Runner:
                 _, resolved = self.weights_of(self.plan.steps[0])
             except SourceError:
                 return
-            reason = self._host(resolved).refusal(analyzer.needs)
+            reason = self._host(resolved).refusal(analyzer.needs, batch=not analyzer.files())
             if reason:
                 raise SourceError(f"Analyzer {analyzer.name!r} cannot run on {self.plan.trajectory.path}: {reason}.")
 

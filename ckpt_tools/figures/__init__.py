@@ -33,13 +33,14 @@ def plot(
     by: str = "",
     at: Sequence[int] = (),
     loss: bool = True,
+    dpi: int = 200,
 ) -> tuple[list[Path], list[str]]:
     """Draw figures of one or several results files; return the files written and notes on what was left out.
 
     `what` and `matrices` choose as in `ckpt show`; without `what`, the analyzers' own figures are drawn. `kind`,
-    `lines` and `log` are those of `ckpt_tools.Figure`; `at` are steps of maps. Several files share axes: runs that
-    differ in their seed become a mean with a band of one standard deviation, a setting of numbers a colour scale; `by`
-    names the setting to tell apart. Several figures are pages of a PDF, else files `NAME-1.png`, `NAME-2.png`.
+    `lines` and `log` are those of `ckpt_tools.Figure`; `at` are steps of maps, `dpi` pixels per inch. Several files
+    share axes: runs that differ in their seed become a mean with a band of one standard deviation, a setting of numbers
+    a colour scale; `by` names the setting to tell apart. Several figures are pages of a PDF, else files `NAME-1.png`.
     Raises ResultsError when there is nothing to draw and when matplotlib is missing.
     """
     target = Path(output)
@@ -54,7 +55,7 @@ def plot(
     with ExitStack() as stack:
         files = [stack.enter_context(read_results(path)) for path in paths]
         stack.enter_context(style())
-        return _written(target, form, _figures(files, what, matrices, kind, lines, options))
+        return _written(target, form, dpi, _figures(files, what, matrices, kind, lines, options))
 
 
 def _figures(
@@ -93,7 +94,7 @@ def _others(files: Sequence[Results], chosen: Chosen, variable: Variable, matric
         yield load(one, one.variables[0])
 
 
-def _written(target: Path, form: str, drawn: Sequence[tuple[str, Any, str]]) -> tuple[list[Path], list[str]]:
+def _written(target: Path, form: str, dpi: int, drawn: Sequence[tuple[str, Any, str]]) -> tuple[list[Path], list[str]]:
     """Write figures, byte for byte the same when drawn again."""
     notes = [f"{name}: {note}" for name, _, note in drawn if note]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,10 +103,10 @@ def _written(target: Path, form: str, drawn: Sequence[tuple[str, Any, str]]) -> 
 
         with PdfPages(target, metadata={"CreationDate": None}) as pages:
             for _, figure, _ in drawn:
-                pages.savefig(figure)
+                pages.savefig(figure, dpi=dpi)
         return [target], notes
     numbered = [target.with_stem(f"{target.stem}-{i}") for i in range(1, len(drawn) + 1)]
     paths = numbered if len(drawn) > 1 else [target]
     for path, (_, figure, _) in zip(paths, drawn, strict=True):
-        figure.savefig(path, format=form, metadata={"Date": None} if form == "svg" else {"Software": None})
+        figure.savefig(path, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else {"Software": None})
     return paths, notes

@@ -117,6 +117,8 @@ def profiles(data: Data, log_steps: bool = False) -> Sheet:
 
 def _spread(steps: NDArray[np.int64], log: bool) -> list[int]:
     """Return up to 60 positions, evenly along the steps or their logarithms."""
+    if len(steps) <= _MOST_STEPS:
+        return list(range(len(steps)))
     places = np.log1p(steps - steps[0]) if log else steps.astype(np.float64)
     wanted = np.linspace(places[0], places[-1], _MOST_STEPS)
     return sorted({int(np.abs(places - place).argmin()) for place in wanted})

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..analyzer import FIGURES
 from ..analyzer import Figure as Declared
-from ..errors import OptionError
+from ..errors import OptionError, nearest
 from ..results import Results
 from .canvas import Line, Logs, Panel
 from .curves import curves, draw_curves, overlaid, profiles
@@ -63,13 +64,15 @@ def figure(
 def _one(
     found: Results, data: Data, declared: Declared, against: Data | None, log: Logs, options: Options
 ) -> tuple[Figure, int]:
-    keep = {"map": 2, "heatmap": 1, "profile": 1, "scatter": 1}.get(declared.kind, 0)
+    keep = FIGURES[declared.kind]
     if keep > len(data.dims):
         raise OptionError(
             f"{data.name} has {len(data.dims)} dimension(s) besides step; a {declared.kind} needs {keep}."
         )
-    data = data.single(keep)
+    if declared.lines and declared.lines not in data.dims:
+        raise OptionError(f"{data.name} has no dimension {declared.lines!r}.{nearest(declared.lines, data.dims)}")
     kind = declared.kind or ("curves" if declared.lines else kind_of(data))
+    data = data.single({"map": 2, "heatmap": 1, "profile": 1, "scatter": 1}.get(kind, 0))
     loss = losses([found], [Set("", (0,))], "") if options.loss and len(data.steps) > 1 else None
     if kind == "scatter" and against is not None:
         return scatter(data, against.single(1), at=options.at, log=log)

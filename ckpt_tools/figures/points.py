@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .canvas import MOST_PANELS, Line, Logs, Panel, draw, finish_values, grid, label_outer, legend
+from .canvas import MOST_PANELS, Line, Logs, Panel, draw, finish_values, grid, label_outer, legend, set_log
 from .curves import columns_of
-from .data import Data, by_role, layer_of
+from .data import Data, by_role, called, layer_of
 from .images import shown_steps
-from .style import PALETTE, categorical, spans_decades
+from .style import PALETTE, categorical, plain, powers, spans_decades
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_ROWS = 4
@@ -42,15 +44,15 @@ def scatter(data: Data, against: Data, *, at: Sequence[int], log: Logs) -> tuple
     return figure, len(rows) - len(shown)
 
 
-def _same_limits(axes: Sequence[object], values: object, log: bool) -> None:
-    low = min(one.get_ylim()[0] for one in axes)  # type: ignore[attr-defined]
-    high = max(one.get_ylim()[1] for one in axes)  # type: ignore[attr-defined]
-    known = np.asarray(values)[np.isfinite(np.asarray(values))]
+def _same_limits(axes: Sequence[Axes], values: NDArray[Any], log: bool) -> None:
+    """Give the axes of a row the same limits, logarithmic ones over the positive values."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    low, high = min(one.get_ylim()[0] for one in axes), max(one.get_ylim()[1] for one in axes)
     for one in axes:
-        if log and known.min() > 0:
-            one.set_yscale("log")  # type: ignore[attr-defined]
+        if log and positive.size:
+            set_log(one, positive)
         else:
-            one.set_ylim(low, high)  # type: ignore[attr-defined]
+            one.set_ylim(low, high)
 
 
 def single(data: Data, *, log: Logs) -> tuple[Figure, int]:
@@ -63,29 +65,41 @@ def single(data: Data, *, log: Logs) -> tuple[Figure, int]:
 
 
 def _over_layers(data: Data, roles: dict[str, list[int]], log: Logs) -> tuple[Figure, int]:
+    """Draw a line for each role, and one across, dotted, for what belongs to no layer."""
     from matplotlib.ticker import MaxNLocator
 
     dim = data.dims[-1]
-    looks = dict(zip(roles, categorical(len(roles)), strict=True))
+    lone = [i for i, label in enumerate(data.of(dim)) if not any(i in at for at in roles.values())]
+    looks = categorical(len(roles) + len(lone))
+    layers = [found[1] for at in roles.values() for i in at if (found := layer_of(data.of(dim)[i]))]
+    ends = np.array([min(layers), max(layers)])
     panels = []
     for title, part in data.panels([dim]):
         panel = Panel(title)
-        for role, at in roles.items():
-            for label, same in _apart(part.of(dim), at).items():
-                layers = np.array([found[1] for i in same if (found := layer_of(part.of(dim)[i]))])
-                panel.lines.append(Line(role if label == 0 else "", layers, part.values[0, same], *looks[role]))
+        for (role, at), look in zip(roles.items(), looks, strict=False):
+            panel.lines += _role(role, part, at, look)
+        for i, (colour, _) in zip(lone, looks[len(roles) :], strict=True):
+            panel.lines.append(Line(called(dim, part.of(dim)[i]), ends, part.values[0, [i, i]], colour, ":"))
         panels.append(panel)
     shown = panels[:MOST_PANELS]
     figure, axes, _ = grid(len(shown), above=False)
     for one, panel in zip(axes, shown, strict=True):
         draw(one, panel)
         for line in one.lines:
-            line.set(marker="o", markersize=3)
+            line.set(marker="" if line.get_linestyle() == ":" else "o", markersize=3)
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish_values(axes, shown, log.values)
     label_outer(figure, axes, columns_of(axes), "layer", data.axis_label)
     legend(figure, axes, None)
     return figure, len(panels) - len(shown)
+
+
+def _role(role: str, data: Data, at: list[int], look: tuple[str, str]) -> list[Line]:
+    labels, lines = data.of(data.dims[-1]), []
+    for count, same in _apart(labels, at).items():
+        layers = np.array([found[1] for i in same if (found := layer_of(labels[i]))])
+        lines.append(Line("" if count else role, layers, data.values[0, same], *look))
+    return lines
 
 
 def _apart(labels: Sequence[str], at: Sequence[int]) -> dict[int, list[int]]:
@@ -101,6 +115,8 @@ def _apart(labels: Sequence[str], at: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _dots(data: Data, log: Logs) -> tuple[Figure, int]:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     cells = [(title or data.name, float(part.values[0])) for title, part in data.panels([])]
     shown = cells[:_MOST_DOTS]
     figure, (axes,), _ = grid(1, above=False, height=max(0.6, 0.16 * len(shown) + 0.3))
@@ -112,5 +128,8 @@ def _dots(data: Data, log: Logs) -> tuple[Figure, int]:
     axes.invert_yaxis()
     if (log.values or (log.values is None and spans_decades(values))) and values.min() > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(powers(float(values.min()) * 0.8, float(values.max()) * 1.25))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
     axes.set_xlabel(data.axis_label)
     return figure, len(cells) - len(shown)

@@ -17,11 +17,13 @@ from .overview import closing, overview
 from .page import page
 from .part import Part
 from .sections import section
-from .tags import Html, joined, shown, tag
+from .tags import Html, details, joined, shown, tag
 from .timeline import Lane, lanes
 
 MEGABYTES = 24
 """About how large a report may become."""
+MOST_BESIDE = 6
+"""Charts of several files that are shown unfolded."""
 # A value takes four bytes, its step two, an error four; base64 makes four characters of three bytes.
 _BYTES_PER_VALUE = 8 * 4 / 3
 
@@ -102,20 +104,33 @@ class _Builder:
         chart["span"] = [int(trajectory.steps[0]), int(trajectory.steps[-1])]
         return tag("figure", data_chart=str(self._add([chart])), cls="chart timeline")
 
-    def _side_by_side(self) -> Html | None:
+    def _side_by_side(self) -> Html:
         """Return places of charts with one curve per file, of numbers that at least two files have."""
         found: dict[tuple[str, str], list[tuple[int, ResultGroup]]] = {}
         for part in self.parts:
             for group in _groups(part.results):
                 for variable in group.variables.values():
-                    if len(variable.dims) == 1 and drawable(variable) and len(group.steps) > 1:
+                    if len(variable.dims) == 1 and drawable(variable, group) and len(group.steps) > 1:
                         found.setdefault((group.name, variable.name), []).append((part.number, group))
         shared = {key: where for key, where in found.items() if len(where) > 1}
         places = [
             tag("figure", data_chart=str(self._add([self._beside(name, where)])), cls="chart")
             for (_, name), where in shared.items()
         ]
-        return joined(tag("h1", "Side by side"), tag("div", *places, cls="charts")) if places else None
+        return joined(self._contents(), self._unfolded(places))
+
+    def _contents(self) -> Html:
+        """Return links to the files."""
+        links = [tag("li", tag("a", _title(part.results), href=f"#f{part.number}")) for part in self.parts]
+        return joined(tag("h1", f"{len(links)} results files"), tag("ol", *links))
+
+    def _unfolded(self, places: Sequence[Html]) -> Html | None:
+        """Return the first charts side by side, the others folded away."""
+        if not places:
+            return None
+        more = places[MOST_BESIDE:]
+        folded = details(f"{len(more)} more", tag("div", *more, cls="charts")) if more else None
+        return joined(tag("h2", "Side by side"), tag("div", *places[:MOST_BESIDE], cls="charts"), folded)
 
     def _beside(self, name: str, where: Sequence[tuple[int, ResultGroup]]) -> dict[str, Any]:
         charts = []

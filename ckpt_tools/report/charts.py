@@ -29,13 +29,14 @@ _VIEW_OF = {"curves": "lines", "heatmap": "stepmap", "map": "map", "profile": "p
 
 @dataclass
 class Charts:
-    """Charts of one group: `main` first, `others` folded away; `texts` and `empty` have nothing to draw."""
+    """Charts of one group: `main` first, `others` folded away; the other lists name what is not drawn."""
 
     main: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     texts: list[Variable] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     too_large: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
 
 def numbers(variable: Variable) -> NDArray[np.float32]:
@@ -48,14 +49,16 @@ def numbers(variable: Variable) -> NDArray[np.float32]:
     return found.reshape(len(found), prod(found.shape[1:]))
 
 
-def drawable(variable: Variable) -> bool:
-    """Whether an output is numbers of its own, neither texts nor the error of another output."""
-    return not variable.is_text and not variable.error_of and variable.dims[:1] == ("step",)
+def drawable(variable: Variable, group: ResultGroup) -> bool:
+    """Whether an output is numbers of its own along steps, neither texts nor the error of another output."""
+    of = group.variables.get(variable.error_of)
+    is_error = of is not None and of.shape == variable.shape
+    return not variable.is_text and not is_error and variable.dims[:1] == ("step",)
 
 
 def wanted(group: ResultGroup) -> Iterator[int]:
     """Yield how many values each drawable output has."""
-    yield from (prod(v.shape) for v in group.variables.values() if drawable(v))
+    yield from (prod(v.shape) for v in group.variables.values() if drawable(v, group))
 
 
 def charts_of(group: ResultGroup, where: int, blocks: Blocks, most: int) -> Charts:
@@ -67,14 +70,16 @@ def charts_of(group: ResultGroup, where: int, blocks: Blocks, most: int) -> Char
     for variable in group.variables.values():
         if variable.is_text:
             found.texts.append(variable)
-        elif drawable(variable):
+        elif variable.dims[:1] != ("step",):
+            found.elsewhere.append(variable.name)
+        elif drawable(variable, group):
             chart = _chart(variable, errors.get(variable.name), _views(variable, group), blocks, most, found)
             if chart:
                 labels = [_labels(group.labels[dim]) for dim in variable.dims[1:]]
                 ready[variable.name] = {"file": where, "group": group.name, "steps": steps, "labels": labels, **chart}
     for name, figure in figures.items():
         if name in ready:
-            ready[name] |= _asked(figure, ready[name])
+            ready[name] |= _asked(figure, ready[name]) | _against(figure, ready[name], ready)
     main = [name for name in figures if name in ready] or _telling(group, ready)[:MAIN_CHARTS]
     found.main = [ready[name] for name in main]
     found.others = [chart for name, chart in ready.items() if name not in main]
@@ -112,7 +117,20 @@ def _asked(figure: Mapping[str, Any], chart: Mapping[str, Any]) -> dict[str, Any
     asked["logY"] = "y" in log and chart["total"] > 1
     if figure.get("lines") in chart["dims"]:
         asked["lines"] = figure["lines"]
+    elif view == "stepmap" and chart["dims"]:
+        asked["lines"] = chart["dims"][-1]
     return asked
+
+
+def _against(
+    figure: Mapping[str, Any], chart: Mapping[str, Any], ready: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the output of the same dimensions that a scatter chart has across, with that view put first."""
+    other = ready.get(str(figure.get("against")))
+    if other is None or any(other[key] != chart[key] for key in ("dims", "shape", "byCell", "total")):
+        return {}
+    across = {key: other[key] for key in ("output", "name", "unit", "low", "high", "values", "index")}
+    return {"against": across, "views": ["scatter", *chart["views"]], "lines": None}
 
 
 def _chart(

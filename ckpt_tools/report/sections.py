@@ -99,6 +99,8 @@ def _missing(group: ResultGroup, charts: Charts) -> Html:
         lines.append(tag("li", f"No value at any step: {', '.join(charts.empty)}."))
     if charts.too_large:
         lines.append(tag("li", f"Too large for this page, read it from the results: {', '.join(charts.too_large)}."))
+    if charts.elsewhere:
+        lines.append(tag("li", f"Not along steps, read it from the results: {', '.join(charts.elsewhere)}."))
     failed = len(mapping(group.attrs.get("failures")))
     title = f"Not measured: {failed:,} failed" if failed else "Not drawn"
     return details(title, tag("ul", *lines), open_=bool(failed)) if lines else Html("")

@@ -36,7 +36,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
 
 def claim_columns(rows: Sequence[Row]) -> list[str]:
     """Return the heads of the columns of `claim_rows`."""
-    return ["claim", "threshold", *(f"seed {seed}" for seed in _seeds(rows)), "over seeds", "holds"]
+    return ["claim", "threshold", *("over seeds" if seed is None else f"seed {seed}" for seed in _seeds(rows)), "holds"]
 
 
 def claim_rows(rows: Sequence[Row]) -> Iterator[list[str]]:
@@ -44,12 +44,13 @@ def claim_rows(rows: Sequence[Row]) -> Iterator[list[str]]:
     for claim in dict.fromkeys(row["claim"] for row in rows):
         mine = {row["seed"]: row for row in rows if row["claim"] == claim}
         any_row = next(iter(mine.values()))
-        cells = [_cell(mine.get(seed)) for seed in (*_seeds(rows), None)]
+        cells = [_cell(mine.get(seed)) for seed in _seeds(rows)]
         yield [claim, f"{any_row['direction']} {any_row['threshold']:g}", *cells, _holds(mine.values())]
 
 
-def _seeds(rows: Sequence[Row]) -> list[int]:
-    return sorted({row["seed"] for row in rows if row["seed"] is not None})
+def _seeds(rows: Sequence[Row]) -> list[int | None]:
+    """Return the seeds that there are, None behind them where claims are about all of them."""
+    return sorted({row["seed"] for row in rows}, key=lambda seed: (seed is None, seed))
 
 
 def _cell(row: Row | None) -> str:

@@ -9,22 +9,26 @@ import numpy as np
 from ckpt_tools.study import Analysis, Claim, Figure, Found, Run, Study, Table
 
 TRAINED, OOD = 0, 1
-MINI = {"preset": "mini", "lr_schedule": "warmup-cosine", "warmup": 100, "save": "every:500"}
+MINI = {"preset": "mini", "save": "every:500"}
 CHANCE = 1 / 16
+LAST = 3
 MAP = {
     "decayed": (0.5, 0.33),
-    "some_decay": (0.5, 0.1),
     "undecayed": (0.5, 0.0),
     "small_decayed": (0.8, 0.33),
-    "small_some_decay": (0.8, 0.1),
     "small_undecayed": (0.8, 0.0),
 }
 
 Measure = Callable[[Found], float]
 
 
-def accuracy(run: str, split: int = OOD, at: int = -1) -> Measure:
-    return lambda found: float(found[run]["answers"]("accuracy", split=split)[at])
+def accuracy(run: str, split: int = OOD) -> Measure:
+    """Return the measure of an accuracy: the median of the last checkpoints, since a constant rate has spikes."""
+    return lambda found: float(np.median(found[run]["answers"]("accuracy", split=split)[-LAST:]))
+
+
+def untrained(found: Found) -> float:
+    return float(found["decayed"]["answers"]("accuracy", split=OOD)[0])
 
 
 def value_rank(found: Found, run: str, at: int = -1) -> float:
@@ -47,12 +51,14 @@ def points(found: Sequence[Found]) -> np.ndarray:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Spearman's rank correlation, ties sharing their mean rank."""
+    """Return Spearman's rank correlation, ties sharing their mean rank; NaN where either is constant."""
 
     def ranks(values: np.ndarray) -> np.ndarray:
         _, place, count = np.unique(values, return_inverse=True, return_counts=True)
         return (np.cumsum(count) - (count - 1) / 2)[place]
 
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
     return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
@@ -147,7 +153,7 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
         ),
         Claim(
             "decay .33: out-of-distribution accuracy before training, mean",
-            accuracy("decayed", at=0),
+            untrained,
             at_most=0.15,
             over=mean,
             control=True,
@@ -155,7 +161,7 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
     ],
     figures=[
         Figure("courses", "With and without decay, one line for each seed.", courses, needs=("decayed", "undecayed")),
-        Figure("map", "Six settings: mean accuracy over seeds, and accuracy against complexity.", phases),
+        Figure("map", "Four settings: mean accuracy over seeds, and accuracy against complexity.", phases),
     ],
     tables=[
         Table(
@@ -170,8 +176,9 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
         ),
     ],
     shown="""
-Trained pairs are learned with and without decay. On the others the decayed model goes on improving long after, while
-the rank of W_V falls; without decay both stay where they were. The map shows the same over all settings: a strongly
-negative rank correlation says that low complexity goes with composing.
+Trained pairs are learned with and without decay within 1000 steps. On the others the decayed model goes on improving
+for thousands of steps while the rank of W_V falls to half; without decay accuracy stays near .25 and the rank falls
+little. The map has both for a smaller initialization too; the rank correlation over it says whether low complexity
+goes with composing, a negative one that it does.
 """,
 )

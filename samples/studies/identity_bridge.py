@@ -17,7 +17,7 @@ from ckpt_tools import Analyzer, Out, View, hookimpl
 from ckpt_tools.study import Analysis, Claim, Figure, Found, Run, Study, Table
 
 FIRST, TWO_HOP, OOD = 0, 2, 4
-LINEAR = {"preset": "mini", "d_ff": 128, "save": "every:250"}
+LINEAR = {"preset": "mini", "save": "every:250"}
 COMPLEX = {"preset": "complex", "save": "every:250"}
 TRANSFORMER = {"preset": "mini", "d_ff": 128, "save": "every:100"}
 SHARES = {"none": 0.0, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "bridge": 1.0}
@@ -223,7 +223,13 @@ it fails.
     shown="""
 Both runs learn every fact they are shown. With identity tuples held-out accuracy follows, together with the block a2
 by which a subject leads to the object of its bridge without having been told; without them a2 stays small and the
-held-out facts stay wrong. Each bridge's tuple serves the facts through that bridge and no others.
+held-out facts stay wrong. Each bridge's tuple serves the facts through that bridge and no others. Of 20 held-out
+facts .9 allows two errors, and a seed may make three. A hidden layer of 128 instead of 64 does not settle it: .95, 1
+and 1 with identity tuples, but .05, 0 and .1 without.
+
+The Transformer shows the direction, not the size of the effect. Looked for on seed 0 with 1 and 4 heads, MLPs of 64,
+128 and 256, LayerNorm before, after and left out, with and without positions, rates .001 and .002, 1000 and 2000
+steps: held-out accuracy after training is between 0 and .25, at 12 to 20 seconds of one core each.
 """,
 )
 

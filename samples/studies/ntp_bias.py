@@ -138,7 +138,7 @@ noise in their weights. In the paper: GPT-2 (125M) on PrOntoQA, CLUTRR and RuleT
     ],
     shown="""
 What is checked is what showed in a prototype at this size: fewer mirrored answers and a lower rank of the embedding.
-That next-token training reasons better, and that its minima are flatter, did not show at this size; the curves and
-the table give what was measured, without a threshold.
+Better reasoning and flatter minima, the headline, did not show there, so that the curves, the noise and the table are
+given as measured, without a threshold.
 """,
 )

@@ -210,7 +210,7 @@ direction is, the paper's abstract giving no number.
         ),
     ],
     shown="""
-Complexity control makes the small model compose where the other one does not. On text the same number of updates
-gives losses close to each other; whether slopes differ, their standard errors say.
+The composite task compares complexity control with none at one size. On text the same number of updates is given to
+all sizes and starts; whether the slopes of their lines differ, the standard errors in the table say.
 """,
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ckpt_tools import Analyzer, Out, Outcome, analyze
+from ckpt_tools import Analyzer, Out, Outcome, analyze, option
 from ckpt_tools.errors import CkptError, FormatError, ResultsError
 
 Analyze = Callable[..., Outcome]
@@ -242,3 +242,30 @@ def test_kill_9_and_again_equals_an_uninterrupted_run(trajectory: Path, tmp_path
     outcome = analyze(trajectory, ["rank", "drift"], output=target)
     assert outcome.computed + outcome.reused == 240
     assert same(target, tmp_path / "whole.h5")
+
+
+class Reads(Analyzer):
+    """Length of a file that an option names."""
+
+    name = "reads"
+    outputs = {"length": Out(unit="byte", long_name="length of the file")}
+    path: str = option("", help="The file.")
+
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    def analyze(self, view: Any) -> dict[str, Any]:
+        return {"length": Path(self.path).stat().st_size}
+
+
+def test_files_an_analyzer_reads_itself_count(run: Analyze, tmp_path: Path) -> None:
+    path = tmp_path / "extra.txt"
+    path.write_text("four")
+    assert run(Reads(path=str(path))).reused == 0
+    assert run(Reads(path=str(path))).reused == 6
+    path.write_text("and more")
+    assert run(Reads(path=str(path))).reused == 0
+    assert contents(tmp_path / "r.h5")["reads/length"].tolist() == [8.0] * 6
+    path.unlink()
+    with pytest.raises(CkptError, match=r"extra\.txt"):
+        run(Reads(path=str(path)))

@@ -279,3 +279,21 @@ def test_conforms(check_: Any) -> None:
 def test_importing_the_plugin_is_cheap() -> None:
     code = "import sys, ckpt_plugins.alignment; sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_facts_need_no_batch_and_tokens_of_another_model_are_refused(
+    pretrained: tuple[Any, Path], tmp_path: Path
+) -> None:
+    from ckpt_tools import analyze, read_results
+
+    _, folder = pretrained
+    fact = {"head": [1, 2], "relation1": [3], "bridge": [4], "relation2": [5], "tail": [6]}
+    facts = write(tmp_path, [fact] * 4)
+    assert analyze(folder, [Alignment(facts=str(facts))], output=tmp_path / "r.h5").failures == []
+    with read_results(tmp_path / "r.h5") as results:
+        assert results["alignment"]["pairs"].read().tolist() == [4]
+    with pytest.raises(SourceError, match="nothing to run the model on"):
+        analyze(folder, [Alignment()], output=tmp_path / "r.h5")
+    facts = write(tmp_path, [fact | {"tail": [10**6]}])
+    with pytest.raises(SourceError, match="token id 1000000 lies outside the model's vocabulary of"):
+        analyze(folder, [Alignment(facts=str(facts))], output=tmp_path / "r.h5")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_plugins.answers import answers
+from ckpt_plugins.answers import _share, answers
 from ckpt_tools import SourceError, analyze, read_results
 from ckpt_trainers.transformer import Transformer
 
@@ -26,6 +26,13 @@ def test_likeliest_tokens_and_losses() -> None:
     assert loss[0, 0] == pytest.approx(np.log(3))
     with pytest.raises(SourceError, match="no token ids as targets"):
         answers(logits, {"targets": torch.full((2, 3), 1 / 3)})
+
+
+def test_candidates_need_not_be_right() -> None:
+    batch = {"targets": torch.tensor([5, 5, 5]), "symmetric": torch.tensor([6, 6, 6])}
+    found = _share(np.array([5, 6, 6]), np.array([True, True, False]), batch, "symmetric")
+    np.testing.assert_array_equal(found, [0, 1, np.nan])
+    assert np.isnan(_share(np.array([5, 6, 6]), np.ones(3, dtype=bool), batch, "inferential")).all()
 
 
 def test_agrees_with_what_training_logged(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ckpt_plugins.rank import (
     spectral_norm,
     stable_rank,
 )
+from ckpt_plugins.rank_limits import MEASURES
 from ckpt_tools import OptionError, Series
 from ckpt_tools.analyzer import declaration_faults
 from ckpt_tools.results import Record
@@ -220,7 +221,8 @@ def test_declaration_is_sound_and_every_output_is_returned():
             assert set(found) == {*Rank.outputs, "matrix", "product"}
             for key, out in Rank.outputs.items():
                 assert len(found[key]) == len(found[out.dims[0]]), key
-                assert out.dims[1:] == () or np.shape(found[key])[1] == 8
+                width = 0 if key == "spectrum" else 8
+                assert out.dims[1:] == () or np.shape(found[key])[1] == width
 
 
 def test_every_value_equals_a_float64_svd_to_1e_9():
@@ -387,12 +389,16 @@ def test_a_collapse_and_a_new_direction_have_their_steps(ranks, expected):
 
 
 def test_the_summary_tells_each_matrix_when_it_collapses():
-    ranks, labels = {0: [9.0, 9.0], 5: [1.0, 9.0], 9: [2.0, 9.0]}, {"matrix": ["q", "k"]}
-    records = [Record(step, {"effective_rank": np.array(row)}, dict(labels)) for step, row in ranks.items()]
-    facts = Rank().summarize(Series({"effective_rank": Rank.outputs["effective_rank"]}, records))
-    assert facts == {
-        "lowest_rank": {"q": 1.0, "k": 9.0},
-        "collapse_step": {"q": 5, "k": None},
-        "regrowth_step": {"q": 9, "k": None},
+    ranks, labels = {0: [9, 9], 5: [1, 9], 9: [2, 9]}, {"matrix": ["q", "k"]}
+    flat = {step: [np.sqrt(np.arange(10) < rank) for rank in row] for step, row in ranks.items()}
+    names = ("singular_values", *MEASURES)
+    measured = {
+        step: {name: getattr(rank, name, np.asarray)(np.array(s)) for name in names} for step, s in flat.items()
     }
-    assert Rank().summarize(Series({"effective_rank": Rank.outputs["effective_rank"]}, records[:1])) == {}
+    records = [Record(step, values, dict(labels)) for step, values in measured.items()]
+    outputs = {name: Rank.outputs[name] for name in names}
+    facts = Rank().summarize(Series(outputs, records))
+    assert facts["lowest_rank"] == pytest.approx({"q": 1.0, "k": 9.0})
+    assert facts["collapse_step"] == {"q": 5, "k": None} and facts["regrowth_step"] == {"q": 9, "k": None}
+    assert facts["limit_rank"] == {"q": 2, "k": 9}
+    assert Rank().summarize(Series(outputs, records[:1])) == {}

@@ -1,6 +1,7 @@
 import base64
 import re
 
+import h5py
 import numpy as np
 import pytest
 
@@ -89,6 +90,28 @@ def test_figures_an_analyzer_asks_for_come_first(many, figures, main):
     assert [chart["output"] for chart in found.main] == main
     if main[0] == "five":
         assert found.main[0]["views"][0] == "map" and found.main[1]["logY"] is True
+
+
+def test_a_heat_map_has_the_last_dimension_up(many):
+    with read_results(many) as results:
+        group = results["kinds"]
+        group.attrs["figures"] = [{"output": "five", "kind": "heatmap"}]
+        (chart,) = charts_of(group, 0, Blocks(), 10**6).main
+    assert chart["views"][0] == "stepmap" and chart["lines"] == "key"
+
+
+def test_outputs_of_another_form_are_drawn_or_named(many, tmp_path):
+    path = tmp_path / "odd.h5"
+    path.write_bytes(many.read_bytes())
+    with h5py.File(path, "r+") as file:
+        group = file["kinds"]
+        group["map"].attrs["error_of"] = "nowhere"
+        fixed = group.create_dataset("fixed", data=np.zeros(3))
+        fixed.dims[0].attach_scale(group["matrix"])
+    with read_results(path) as results:
+        found = charts_of(results["kinds"], 0, Blocks(), 10**6)
+    assert found.elsewhere == ["fixed"]
+    assert "map" in [chart["output"] for chart in found.main]
 
 
 def test_equal_arrays_are_stored_once():

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
+from ckpt_tools import Analyzer, Figure, Out
 from ckpt_tools.report import write_report
+from ckpt_tools.results import Group, check, write_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SEEN = """async (figures) => {
@@ -58,11 +62,16 @@ class Visit:
         self.page = self.context.new_page()
         self.requests, self.complaints = [], []
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("console", lambda message: self.complain(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(path.as_uri())
         if seen:
             self.page.evaluate(SEEN)
+
+    def complain(self, text):
+        # That is about the tests, which read pixels.
+        if not text.startswith("Canvas2D: Multiple readback"):
+            self.complaints.append(text)
 
     def figure(self, output):
         """The chart of an output, unfolded."""
@@ -209,6 +218,17 @@ def test_the_keyboard_reads_values_and_zooms(visit):
     assert visit.colours("rising") == whole
 
 
+def test_a_row_that_is_switched_off_under_the_cursor_is_no_longer_told(visit):
+    figure = visit.figure("rising")
+    figure.get_by_label("View").select_option("stepmap")
+    figure.locator(".plot").focus()
+    for key in ("ArrowDown", *["ArrowDown"] * 4):
+        visit.page.keyboard.press(key)
+    assert figure.locator(".tip").is_visible()
+    figure.get_by_role("checkbox", name="layers.0.attn.q").uncheck()
+    assert not figure.locator(".tip").is_visible() and visit.complaints == []
+
+
 def test_dragging_zooms_and_the_button_shows_all_again(visit):
     figure = visit.figure("rising")
     whole, box = visit.colours("rising"), figure.locator(".plot").bounding_box()
@@ -348,3 +368,60 @@ def test_files_side_by_side_have_a_curve_each(chromium, many, write, tmp_path):
     assert "(other.h5), step 20: 8" in figure.locator(".readout").inner_text()
     assert visit.complaints == []
     visit.context.close()
+
+
+class Shapes(Analyzer):
+    """A scatter chart, and a map that grows."""
+
+    name = "shapes"
+    figures = (Figure("size", "scatter", against="angle"), Figure("cosine", "map"))
+    outputs: ClassVar = {
+        "size": Out(("unit",)),
+        "angle": Out(("unit",), unit="rad"),
+        "cosine": Out(("place", "other")),
+    }
+
+
+@pytest.fixture
+def shapes(chromium, tmp_path):
+    """A page of two checkpoints: at the second, the map has two places more."""
+    raws = [
+        {"size": [1.0, 2.0], "angle": [0.5, -0.5], "cosine": np.eye(2)},
+        {"size": [3.0, 4.0], "angle": [0.25, -1.0], "cosine": np.eye(4)},
+    ]
+    records = [check(Shapes(), raw, "here", step=step) for step, raw in enumerate(raws)]
+    path = write_results(tmp_path / "shapes.h5", [Group.of(Shapes(), records)])
+    visit = Visit(chromium, write_report([path], tmp_path / "shapes.html"))
+    yield visit
+    assert visit.complaints == []
+    visit.context.close()
+
+
+def test_a_scatter_chart_sets_one_output_against_another(shapes):
+    figure, keys = shapes.figure("size"), shapes.page.keyboard
+    figure.locator(".plot").focus()
+    said = []
+    for _ in range(2):
+        keys.press("ArrowRight")
+        said.append(figure.locator(".readout").inner_text())
+    assert said == ["unit 1, step 1: 4 at -1 rad", "unit 0, step 1: 3 at 0.25 rad"]
+    figure.get_by_role("slider").focus()
+    keys.press("ArrowLeft")
+    figure.locator(".plot").focus()
+    keys.press("ArrowLeft")
+    assert figure.locator(".readout").inner_text() == "unit 1, step 0: 2 at -0.5 rad"
+
+
+def test_a_map_shows_only_what_its_step_fills(shapes):
+    figure, keys = shapes.figure("cosine"), shapes.page.keyboard
+
+    def last():
+        figure.locator(".plot").focus()
+        for key in ("Escape", *["ArrowDown"] * 6, *["ArrowRight"] * 6):
+            keys.press(key)
+        return figure.locator(".readout").inner_text()
+
+    assert last() == "place 3, other 3, step 1: 1"
+    figure.get_by_role("slider").focus()
+    keys.press("ArrowLeft")
+    assert last() == "place 1, other 1, step 0: 1"

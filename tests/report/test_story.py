@@ -7,7 +7,14 @@ from click.testing import CliRunner
 
 from ckpt_tools import analyze
 from ckpt_tools.cli.main import cli
+from ckpt_tools.registry import load_registry
 from ckpt_tools.report import build_report
+
+
+def test_every_analyzer_here_explains_itself():
+    ours = [cls for cls in load_registry().analyzers().values() if cls.__module__.startswith("ckpt_plugins")]
+    assert len(ours) > 9
+    assert [cls.name for cls in ours if len(cls.reading) < 100] == []
 
 
 def test_the_report_tells_focus_and_dilution_in_their_order(tmp_path):

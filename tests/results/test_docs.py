@@ -23,13 +23,14 @@ def folder(tmp_path, groups, monkeypatch):
 
 
 def test_the_python_examples_run_and_print_the_numbers(folder, capsys):
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     for block in BLOCKS:
         exec(compile(block, "docs/results.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert printed[:3] == ["[ 1. 11. 21. 41.]", "1 3", "2.0"]
     assert printed[3] == "{0: 1.0, 10: 11.0, 20: 21.0, 40: 41.0} {'k': 2}"
     assert printed[4].startswith("rank {'onset': 20, 'ratio': None} ['effective_rank'")
+    assert printed[6] == "[]"
     with read_results("norms.h5") as found:
         assert found["norm"]["largest"].read().tolist() == [[1.0, 0.0], [1.0, 5.0]]
 

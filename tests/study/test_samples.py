@@ -49,7 +49,7 @@ def test_claims_are_collected_and_shown(tmp_path: Path) -> None:
     target.write_text(f"before\n{BEGIN}\nformer\n{END}\nafter\n", encoding="utf-8")
     main(tmp_path / "out", tmp_path / "docs" / "studies")
     text = target.read_text("utf-8")
-    assert "| a \\| b | >= 0.5 | 0.25 ✗ | 1 |  | **1 of 2** |" in text and "former" not in text
+    assert "| a \\| b | >= 0.5 | 0.25 ✗ | 1 | **1 of 2** |" in text and "former" not in text
     assert text.startswith("before\n") and text.endswith(f"{END}\nafter\n") and "1 of 2 checks hold." in text
     with pytest.raises(ResultsError, match="lacks the lines"):
         spliced("no markers", "x")

@@ -17,7 +17,7 @@ from ..blocks import Blocks
 from ..tags import Html, html, shown
 
 SIGNATURE = '<meta name="generator" content="ckpt report">'
-SCRIPTS = ("data", "scales", "canvas", "lines", "maps", "bars", "controls", "chart", "timeline", "main")
+SCRIPTS = ("data", "scales", "canvas", "lines", "maps", "scatter", "bars", "controls", "chart", "timeline", "main")
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -1,17 +1,18 @@
 // One output with its controls: views, curves, zoom, a slider for the step, values under the pointer or the keyboard.
-const VIEWS = { lines: linesView, profile: linesView, map: mapView, stepmap: mapView, bars: barsView };
-const VIEW_NAMES = { lines: "over steps", map: "heat map", stepmap: "heat map over steps", profile: "profile", bars: "bars" };
+const VIEWS = { lines: linesView, profile: linesView, map: mapView, stepmap: mapView, scatter: scatterView, bars: barsView };
+const VIEW_NAMES = { lines: "over steps", map: "heat map", stepmap: "heat map over steps", profile: "profile", scatter: "scatter", bars: "bars" };
 const FEW_CURVES = 12;
 
 class Chart {
   constructor(figure, spec) {
     this.figure = figure;
     this.output = spec.beside ? new Beside(spec) : new Output(spec);
+    this.against = spec.against && new Output({ ...spec, ...spec.against });
     const { chart } = this.output, file = report.files[spec.file];
     this.unit = chart.unit ? ` ${chart.unit}` : "";
     this.views = chart.views;
     this.view = this.views[0];
-    this.pick = firstPick(this.output, chart.at || {}, chart.lines);
+    this.pick = firstPick(this.output, chart.at || {}, chart.lines, this.view === "scatter");
     this.logX = chart.logX ?? file.logX;
     this.logY = chart.logY;
     this.hidden = new Set();
@@ -143,15 +144,14 @@ class Chart {
 
   height() {
     if (VIEWS[this.view] !== mapView) return 300;
-    const rows = this.view === "stepmap" ? this.curves().length - this.hidden.size : this.output.shape.at(-2);
+    const rows = mapView.grid(this).rows.length;
     return Math.min(640, Math.max(220, 48 + rows * 15));
   }
 
   // Show what is under the cursor, a place in the view; null for nothing.
   point(cursor, aloud) {
     const g = fit(this.over, this.plot.clientWidth, this.height()), view = VIEWS[this.view];
-    if (cursor && cursor.curve) cursor.curve = this.curves().find((c) => c.cell === cursor.curve.cell && !this.hidden.has(c.cell));
-    this.cursor = cursor && (!("curve" in cursor) || cursor.curve) ? cursor : null;
+    this.cursor = cursor && view.holds(this, cursor) ? cursor : null;
     this.tip.hidden = !this.cursor;
     if (!this.cursor) return;
     const [px, py] = view.mark(this, g, this.cursor, theme()), told = view.tell(this, this.cursor);
@@ -177,9 +177,10 @@ class Chart {
 }
 
 // All cells when they are few; else one label of the last dimensions, but for the one an analyzer wants as curves.
-function firstPick(output, at, lines) {
+function firstPick(output, at, lines, every) {
   const pick = output.shape.map((_, d) => (output.dims[d] in at ? output.labels[d].findIndex((v) => String(v) === String(at[output.dims[d]])) : -1));
   const count = () => output.shape.reduce((n, size, d) => (pick[d] < 0 ? n * size : n), 1);
+  if (every) return pick;
   const kept = lines ? output.dims.indexOf(lines) : 0;
   for (let d = output.shape.length - 1; d >= 0 && count() > FEW_CURVES; d--) if (d !== kept) pick[d] = Math.max(0, pick[d]);
   return pick;

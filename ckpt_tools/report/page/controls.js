@@ -1,5 +1,5 @@
 // Native controls, so that keyboard and screen reader work without help.
-let controls = 0;
+const LISTED = { bars: "rows", stepmap: "rows", scatter: "points" };
 
 function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
@@ -53,7 +53,7 @@ function legend(chart) {
     chart.draw();
   };
   const switches = make("div", { class: "controls" }, filter, button("Only these", "Show only the curves listed", only), button("All", "Switch the curves listed on", all(true)), button("None", "Switch the curves listed off", all(false)));
-  const folded = make("details", {}, make("summary", {}, `${curves.length.toLocaleString("en-US")} ${chart.view === "lines" || chart.view === "profile" ? "curves" : "rows"}`), switches, list);
+  const folded = make("details", {}, make("summary", {}, `${curves.length.toLocaleString("en-US")} ${LISTED[chart.view] || "curves"}`), switches, list);
   return [folded];
 }
 

@@ -71,6 +71,12 @@ const linesView = {
     return { curve, i: Math.min(x.length - 1, Math.max(0, inside)) };
   },
 
+  // Whether there still is what a cursor stands on, after curves were switched off or the step has changed.
+  holds(chart, cursor) {
+    cursor.curve = chart.curves().find((c) => c.cell === cursor.curve.cell && !chart.hidden.has(c.cell));
+    return Boolean(cursor.curve);
+  },
+
   mark(chart, g, cursor, colours) {
     const { x, y, box } = chart.axes, { curve, i } = cursor;
     const px = x.pixel(curve.points.x[i]), v = curve.points.y[i];

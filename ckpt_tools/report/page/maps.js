@@ -13,7 +13,12 @@ const mapView = {
     const fixed = pick.slice(0, n - 2).map((p) => Math.max(0, p));
     const cells = Array.from({ length: height }, (_, r) => Array.from({ length: width }, (_, c) => output.cellAt([...fixed, r, c])));
     const names = [n - 2, n - 1].map((d) => output.labels[d].map((v) => (typeof v === "string" ? v : short(v))));
-    return { rows: names[0], columns: names[1], cells, dims: output.dims.slice(-2) };
+    // Numbered dimensions are padded to the longest; what this step does not fill is not shown.
+    const filled = (list) => list.some((cell) => Number.isFinite(output.at(cell, chart.place)));
+    const used = (lists, d) => (typeof output.labels[d][0] === "string" ? lists.length : lists.findLastIndex(filled) + 1 || lists.length);
+    const tall = used(cells, n - 2), wide = used(cells[0].map((_, c) => cells.map((row) => row[c])), n - 1);
+    const kept = cells.slice(0, tall).map((row) => row.slice(0, wide));
+    return { rows: names[0].slice(0, tall), columns: names[1].slice(0, wide), cells: kept, dims: output.dims.slice(-2) };
   },
 
   draw(chart, g, size) {
@@ -82,6 +87,11 @@ const mapView = {
     const wide = over ? chart.output.shown.length : grid.columns.length, at = cursor || { row: 0, column: over ? wide - 1 : 0 };
     const within = (v, n) => Math.min(n - 1, Math.max(0, v));
     return { row: within(at.row - (cursor ? up : 0), grid.rows.length), column: within(at.column + (cursor ? right : 0), wide) };
+  },
+
+  holds(chart, { row, column }) {
+    const { grid, over } = chart.axes;
+    return row < grid.rows.length && (over || column < grid.columns.length);
   },
 
   mark(chart, g, cursor, colours) {

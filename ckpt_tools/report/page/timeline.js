@@ -80,7 +80,8 @@ class Timeline {
   // Pixels to the right of an event that nothing else of its row takes.
   roomBehind(items, i) {
     const at = this.x.pixel(items[i][0]), ends = items.filter((_, k) => k !== i).map(([step, stop]) => [this.x.pixel(step), this.x.pixel(stop ?? step)]);
-    if (ends.some(([from, to]) => from <= at + 8 && to > at)) return 0;
+    const later = items.slice(i + 1).some(([step]) => this.x.pixel(step) < at + 8);
+    if (later || ends.some(([from, to]) => from <= at + 8 && to > at)) return 0;
     return Math.min(this.box.right, ...ends.map(([from]) => from).filter((from) => from > at)) - at - 18;
   }
 

@@ -1,0 +1,172 @@
+"""Runs killed with SIGKILL at random moments, then resumed: nothing acknowledged is lost, redone or changed.
+
+    python benchmarks/kills.py --runs 100 --json kills.json
+
+For each run a process analyzes a trajectory and is killed after a random part of the time that an uninterrupted one
+takes from the first checkpoint to the results file. What its journal holds then is what was acknowledged. The analysis
+is run again to its end, and must compute exactly the rest. All datasets and attributes of its results must equal those
+of an uninterrupted run, bit for bit (but for the time and the command line). Throughout, a reader opens the results
+file over and over and reads all of it; the file is replaced twice a second here instead of every two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from safetensors.numpy import save_file
+
+from ckpt_tools import analyze
+
+PLUGINS = ["rank", "drift"]
+CHILD = f"""
+import sys, ckpt_tools, ckpt_tools.engine.session as session
+session.REFRESH_SECONDS = 0.5
+say = lambda done, total, detail: print(done, flush=True)
+ckpt_tools.analyze(sys.argv[1], {PLUGINS!r}, output=sys.argv[2], workers=int(sys.argv[3]), on_progress=say)
+"""
+VARYING = ("created", "history")
+
+
+def write(folder: Path, count: int) -> None:
+    """Write so many checkpoints of a small model with known roles."""
+    rng = np.random.default_rng(0)
+    config = {"model_type": "llama", "num_attention_heads": 2, "hidden_size": 16, "head_dim": 8}
+    for step in range(count):
+        at = folder / f"step-{step:06d}"
+        at.mkdir(parents=True)
+        names = [f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkvo"]
+        save_file({n: rng.standard_normal((16, 16)).astype("f4") for n in names}, at / "model.safetensors")
+        (at / "config.json").write_text(json.dumps(config))
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Return every dataset and attribute of a results file as bytes or text, by name."""
+    found: dict[str, Any] = {}
+
+    def see(name: str, item: Any) -> None:
+        found.update({f"{name}@{key}": str(value) for key, value in item.attrs.items() if key not in VARYING})
+        if isinstance(item, h5py.Dataset):
+            values = item[...]
+            found[name] = values.tolist() if values.dtype.kind == "O" else values.tobytes()
+
+    with h5py.File(path) as file:
+        see("/", file)
+        file.visititems(see)
+    return {name: value for name, value in found.items() if "REFERENCE" not in name and "DIMENSION" not in name}
+
+
+class Reader(threading.Thread):
+    """Reads a results file over and over from its first appearance on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path, self.reads, self.faults = path, 0, list[str]()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Read until told to stop; a file that cannot be read is a fault."""
+        while not self.over.wait(0.01):
+            if self.path.exists():
+                try:
+                    contents(self.path)
+                    self.reads += 1
+                except Exception as error:  # whatever it is, it is what this looks for
+                    self.faults.append(repr(error))
+
+
+def acknowledged(journal: Path) -> int:
+    """Return how many units a journal holds; 0 when there is none yet."""
+    if not journal.exists():
+        return 0
+    with sqlite3.connect(journal) as db:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        count = db.execute("SELECT count(*) FROM unit").fetchone()[0] if "unit" in tables else 0
+    db.close()
+    return int(count)
+
+
+def begun(source: Path, target: Path, workers: int) -> subprocess.Popen[str]:
+    """Return a process that analyzes, once it has begun to."""
+    command = [sys.executable, "-c", CHILD, str(source), str(target), str(workers)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    return child
+
+
+def one_run(source: Path, target: Path, delay: float, workers: int, expected: dict[str, Any]) -> dict[str, Any]:
+    """Kill an analysis after `delay` seconds, resume it, and return what was found."""
+    reader = Reader(target)
+    reader.start()
+    child = begun(source, target, workers)
+    time.sleep(delay)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    known = acknowledged(target.with_name(f"{target.name}.journal"))
+    outcome = analyze(source, PLUGINS, output=target)
+    reader.over.set()
+    reader.join()
+    return {
+        "delay": delay,
+        "acknowledged": known,
+        "redone": known - outcome.reused,
+        "identical": contents(target) == expected,
+        "reads": reader.reads,
+        "unreadable": reader.faults,
+    }
+
+
+def main() -> None:
+    """Measure, print a summary, write JSON; exit with 1 when anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--checkpoints", type=int, default=150)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    given = parser.parse_args()
+    rng = np.random.default_rng(given.seed)
+    with tempfile.TemporaryDirectory(prefix="kills-") as name:
+        folder = Path(name)
+        write(folder / "t", given.checkpoints)
+        child = begun(folder / "t", folder / "whole.h5", given.workers)
+        started = time.monotonic()
+        child.communicate()
+        whole = time.monotonic() - started
+        expected = contents(folder / "whole.h5")
+        rows = [
+            one_run(folder / "t", folder / f"{run}.h5", float(rng.uniform(0, 1) * whole), given.workers, expected)
+            for run in range(given.runs)
+        ]
+    units = given.checkpoints * len(PLUGINS)
+    found = {
+        "runs": len(rows),
+        "units": units,
+        "killed_in_the_middle": sum(0 < row["acknowledged"] < units for row in rows),
+        "acknowledged": sum(row["acknowledged"] for row in rows),
+        "lost_or_computed_twice": sum(abs(row["redone"]) for row in rows),
+        "different": sum(not row["identical"] for row in rows),
+        "reads": sum(row["reads"] for row in rows),
+        "unreadable": [fault for row in rows for fault in row["unreadable"]],
+    }
+    for key, value in found.items():
+        print(f"{key.replace('_', ' '):<24} {value if value != [] else 0}")
+    if given.json:
+        given.json.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
+    sys.exit(bool(found["lost_or_computed_twice"] or found["different"] or found["unreadable"]))
+
+
+if __name__ == "__main__":
+    main()
