@@ -26,7 +26,8 @@ def ran(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     assert found["name"] == name
     assert found["goals"]
     for goal in found["goals"]:
-        assert goal["holds"] == (goal["measured"] <= goal["goal"] if goal["sign"] == "<=" else goal["measured"] >= 1)
+        reached = goal["measured"] <= goal["goal"] if goal["sign"] == "<=" else goal["measured"] >= goal["goal"]
+        assert goal["holds"] == reached
         assert math.isfinite(goal["measured"])
         printed = next(line for line in done.stdout.splitlines() if line.endswith(goal["what"]))
         assert ("holds" if goal["holds"] else "misses") in printed

@@ -139,3 +139,13 @@ def test_numeric_labels_are_joined_too():
     found = Series(One.outputs, rows)
     assert found.labels("i") == [3.0, 1.0, 2.5]
     np.testing.assert_array_equal(found["x"], [[1, 2, np.nan], [2, np.nan, 1]])
+
+
+def test_long_series_are_joined_whatever_their_parts_hold():
+    """Records are loaded a few dozen at a time: widths of texts, labels and lengths may differ between the lots."""
+    records = [record(s, {"a": 10.0**s, **({"late": 1.0} if s > 100 else {})}, range(s % 3)) for s in range(130)]
+    found = series(*records)
+    assert found["kind"][:, 0].tolist() == [f"{10.0**s:g}" for s in range(130)]
+    assert found["share"][:, 0].tolist() == [10.0**s for s in range(130)]
+    assert np.isnan(found["share"][:101, 1]).all() and (found["share"][101:, 1] == 1).all()
+    assert found["kind"][:101, 1].tolist() == [""] * 101 and found["count"].shape == (130, 2)
