@@ -69,13 +69,10 @@ bench: setup .venv-bench/.installed
 		$(THREADS) .venv-bench/bin/python benchmarks/$$name.py --json benchmarks/results/$$name.json; \
 	done
 	$(BIN)/python benchmarks/table.py benchmarks/results docs/performance.md
-<<<<<<< HEAD
 
 # The pictures of docs/analyzers.md, from runs made for them.
 figures: setup
 	$(THREADS) sh docs/figures.sh $(BIN)/ckpt
-=======
->>>>>>> bench
 
 clean:
 	rm -rf .venv .venv-wheel .venv-bench build dist *.egg-info demo studies-out
