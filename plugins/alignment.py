@@ -174,7 +174,21 @@ def states(model: Model, places: Places, positions: int, rows: int, shared: Mapp
             stacked = np.stack([h.double().numpy() for h in hidden])
             found |= {i: stacked[:, at] for at, i in enumerate(part)}
     back = np.arange(1 - positions, 1)
-    return np.stack([found[i][:, t + back] for i, t in places.at], axis=2)
+    return np.stack([found[i][:, _present(found[i], len(places.rows[i]), t + back)] for i, t in places.at], axis=2)
+
+
+def _present(states: Floats, length: int, at: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return where positions of a prompt lie in states `[layer, position, d]` that may begin later than the prompt.
+
+    A model that sums its tokens has one state, which counts as that at the last position.
+    """
+    there = np.asarray(at - (length - states.shape[1]))
+    if there.min(initial=0) < 0:
+        raise OptionError(
+            f"This model has states for the last {states.shape[1]} of {length} positions only; compare groups there: "
+            "set alignment.positions to 1 and name them with alignment.a and alignment.b."
+        )
+    return there
 
 
 def lens_logits(model: Model, hidden: Floats) -> Floats:

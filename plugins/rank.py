@@ -162,7 +162,7 @@ _MEASURES: Mapping[str, Out] = {
     "numerical_rank": Out(long_name="number of singular values above tau times the largest", dtype="i8"),
     "full_rank": Out(long_name="largest possible rank", dtype="i8"),
     "nuclear_norm": Out(long_name="nuclear norm"),
-    "nuclear_error": Out(long_name="bound on the relative error of the nuclear norm", error_of="nuclear_norm"),
+    "nuclear_error": Out(long_name="bound on the error of the nuclear norm", error_of="nuclear_norm"),
     "frobenius_norm": Out(long_name="Frobenius norm"),
     "spectral_norm": Out(long_name="spectral norm"),
     "singular_values": Out(dims=("sv_index",), long_name="leading singular values"),
@@ -195,6 +195,7 @@ class Rank(Analyzer):
     """
 
     name = "rank"
+    version = "2"
     needs = "weights"
     batched = True
     invariant_to = frozenset({"rotation", "sign", "neuron_permutation"})
@@ -272,7 +273,7 @@ class Rank(Analyzer):
             "numerical_rank": numerical_rank(s, self.tau),
             "full_rank": np.broadcast_to(count, s.shape[:2]),
             "nuclear_norm": nuclear_norm(s),
-            "nuclear_error": _ratio(error.sum(axis=-1), s.sum(axis=-1)),
+            "nuclear_error": error.sum(axis=-1),
             "frobenius_norm": frobenius_norm(s),
             "spectral_norm": spectral_norm(s),
             "singular_values": _leading(s, count, self.k),

@@ -18,7 +18,7 @@ from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hooki
 
 from .loop import TrainedFamily
 from .mlp import ACTIVATIONS
-from .transformer import cross_entropy
+from .transformer import about_last, cross_entropy
 
 Batch = Mapping[str, Tensor]
 
@@ -107,7 +107,7 @@ class EmbMLP(TrainedFamily):
     @classmethod
     def forward(cls, module: Any, batch: Batch, *, record: bool = False) -> Activations:
         """Run the model on `tokens` [B, T]; `module` needs only be callable like `Model`."""
-        if "key_log_weight" in batch or batch["targets"].dim() - batch["targets"].is_floating_point() != 1:
+        if "key_log_weight" in batch or not about_last(batch.get("targets", batch["tokens"][:, 0])):
             raise OptionError("emb_mlp gives one answer per sequence, and the task asks for one per token.")
         shown: Activations = module(batch["tokens"], record=record)
         return shown

@@ -206,7 +206,7 @@ def _settings_text(declared: Mapping[str, Option]) -> str:
     rows = [(f"{row['name']}={_text(row['default'])}", row) for row in _rows(declared)]
     width = max(len(left) for left, _ in rows)
     return "\n".join(
-        f"  {left:<{width}}  {row['help']} [{' | '.join(row['choices']) if row['choices'] else row['type']}]"
+        f"  {left:<{width}}  {row['help']} [{' | '.join(map(str, row['choices'])) if row['choices'] else row['type']}]"
         for left, row in rows
     )
 

@@ -102,9 +102,7 @@ def analyze(
     first = next(plans)
     if not journal_path(target).exists():  # what is refused leaves no journal behind
         _fitted(first[0], workers, memory)
-    with _client(cluster) as client, Journal(target) as journal:
-        if force:
-            journal.clear()
+    with _client(cluster) as client, Journal(target, fresh=force) as journal:
         total = Tally()
         session = None
         try:

@@ -51,12 +51,15 @@ class Journal:
     """The journal of one results file; a context manager that holds the file's lock.
 
     `unit` holds every unit ever finished, `result` which of them the results file shows, or why there is none.
-    Raises ResultsError when another process holds the lock, or when the disk takes no more.
+    `fresh` starts an empty one in place of what is there. Raises ResultsError when another process holds the lock, or
+    when the disk takes no more.
     """
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, *, fresh: bool = False) -> None:
         self.path = journal_path(results)
         self._lock = _locked(results)
+        if fresh:
+            _remove(self.path)
         self._turn = threading.RLock()
         self._error: sqlite3.Error | None = None
         try:
@@ -79,7 +82,10 @@ class Journal:
         self._db.execute("INSERT OR IGNORE INTO fact VALUES ('format', ?)", (str(FORMAT),))
         found = self.fact("format")
         if found != str(FORMAT):
-            raise ResultsError(f"{self.path} is a journal of format {found}; this version writes {FORMAT}. Remove it.")
+            raise ResultsError(
+                f"{self.path} is a journal of format {found}; this version writes {FORMAT}. Add --force to start the "
+                "results afresh, or name another file with -o."
+            )
 
     def _commit_regularly(self) -> None:
         while not self._closing.wait(GROUP_SECONDS):
@@ -144,14 +150,6 @@ class Journal:
     def has_any(self, analyzer: str, step: int) -> bool:
         """Return whether an analyzer has any finished unit at a step, of whatever options and content."""
         return bool(self._execute("SELECT 1 FROM unit WHERE analyzer = ? AND step = ? LIMIT 1", (analyzer, step)))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._turn:
-            for table in ("unit", "result", "checkpoint", "content"):
-                self._write(f"DELETE FROM {table}")
-            self._write("DELETE FROM fact WHERE name != 'format'")
-            self.commit()
 
     def put(self, key: str, analyzer: str, record: Record) -> None:
         """Store a finished unit, and show it in the results."""
@@ -245,6 +243,11 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _remove(journal: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        journal.with_name(journal.name + suffix).unlink(missing_ok=True)
 
 
 def _locked(results: Path) -> filelock.BaseFileLock:

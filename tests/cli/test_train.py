@@ -108,6 +108,14 @@ def test_settings_are_listed_with_the_tasks_defaults(ckpt: Ckpt) -> None:
     assert [row["name"] for row in json.loads(as_json)] == [left.partition("=")[0] for left in lines]
 
 
+@pytest.mark.parametrize(
+    ("family", "task"), [("mamba", "inverse"), ("gpt", "text"), ("emb_mlp", "two_hop"), ("mlp", "matrix")]
+)
+def test_settings_of_other_families_are_listed(ckpt: Ckpt, family: str, task: str) -> None:
+    code, stdout, stderr = ckpt(family, "--task", task, "--help-settings")
+    assert (code, stderr) == (0, "") and "optimizer=" in stdout
+
+
 def test_sigterm_leaves_a_run_that_resumes(ckpt: Ckpt, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [

@@ -138,3 +138,13 @@ def test_damage_and_other_formats_are_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(ResultsError, match="format 99"):
         Journal(tmp_path / "new.h5")
+
+
+def test_another_format_is_refused_and_replaced_when_asked(tmp_path: Path) -> None:
+    with Journal(tmp_path / "r.h5") as journal:
+        journal.put("a", "rank", RECORD)
+        journal.put_facts({"format": "1"})
+    with pytest.raises(ResultsError, match=r"journal of format 1; this version writes 2\. Add --force"):
+        Journal(tmp_path / "r.h5")
+    with Journal(tmp_path / "r.h5", fresh=True) as journal:
+        assert journal.has(["a"]) == set()

@@ -26,7 +26,7 @@ from ckpt_plugins.alignment import (
 )
 from ckpt_plugins.alignment_groups import groups_of_facts
 from ckpt_plugins.alignment_measures import hsic_unbiased
-from ckpt_tools import CkptError, ModelHost, OptionError, SourceError, View, open_checkpoint
+from ckpt_tools import CkptError, ModelHost, OptionError, SourceError, View, analyze, open_checkpoint
 from ckpt_tools.registry import load_registry
 from ckpt_tools.results import check
 from ckpt_tools.roles import assign
@@ -297,3 +297,16 @@ def test_facts_need_no_batch_and_tokens_of_another_model_are_refused(
     facts = write(tmp_path, [fact | {"tail": [10**6]}])
     with pytest.raises(SourceError, match="token id 1000000 lies outside the model's vocabulary of"):
         analyze(folder, [Alignment(facts=str(facts))], output=tmp_path / "r.h5")
+
+
+def test_a_model_that_sums_its_tokens_has_one_state(tmp_path: Path) -> None:
+    """It counts as that at the last position; others do not exist."""
+    from ckpt_trainers.emb_mlp import EmbMLP
+
+    settings = {"entities": 8, "d_model": 8, "d_ff": 8, "steps": 2, "save": "every:2"}
+    EmbMLP.train("two_hop", settings, tmp_path / "run")
+    groups = Alignment(a="split=0", b="split=3", pair="bridge")
+    outcome = analyze(tmp_path / "run", [groups], output=tmp_path / "r.h5")
+    assert (outcome.computed, outcome.failures) == (2, [])
+    with pytest.raises(OptionError, match="states for the last 1 of 3 positions only"):
+        analyze(tmp_path / "run", [Alignment()], output=tmp_path / "near.h5")

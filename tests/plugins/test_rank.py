@@ -245,7 +245,7 @@ def test_every_value_equals_a_float64_svd_to_1e_9():
             assert found[key][i] == pytest.approx(truth[key], rel=1e-9), (name, key)
         assert found["numerical_rank"][i] == truth["numerical_rank"], name
         assert found["full_rank"][i] == min(matrix.shape)
-        assert found["nuclear_error"][i] <= 1e-10
+        assert found["nuclear_error"][i] <= 1e-10 * found["nuclear_norm"][i]
         s = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)[:5]
         error = found["singular_values_error"][i, : len(s)]
         assert (abs(found["singular_values"][i, : len(s)] - s) <= error + 1e-14 * s[0]).all()

@@ -67,6 +67,11 @@ def test_initial_spread_of_each_group() -> None:
     assert found == pytest.approx(expected, rel=0.02)
 
 
+def test_states_need_no_targets() -> None:
+    shown = EmbMLP.forward(model(), {"tokens": batch()["tokens"]}, record=True)
+    assert [h.shape[:2] for h in shown.hidden] == [(3, 1), (3, 1)]
+
+
 def test_refuses_an_answer_for_every_token() -> None:
     data = {**batch(), "targets": torch.zeros(3, 3, dtype=torch.int64)}
     with pytest.raises(OptionError, match="one answer per sequence"):
