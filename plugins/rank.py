@@ -9,150 +9,40 @@
 
 The summary says which rank the normalized matrix W / ||W||_F tends to and what became of each measure (`rank_limits`).
 
-A zero matrix has rank 0 and norm 0 by every measure; zero singular values contribute nothing. A spectrum with a NaN has
-NaN everywhere, and -1 as its numerical rank. The effective rank of a Gaussian d x d matrix is about 0.8 d, so read it
+The effective rank of a Gaussian d x d matrix is about 0.8 d, so read it
 beside its value at the first step; bfloat16 rounding alone can raise it by a quarter on steep spectra, which is why
 every value carries the stored dtype. Stable rank, participation ratio and energy-entropy rank do not notice.
-
-All functions take singular values along the last axis, in any order, and reduce that axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Figure, Out, Spectrum, hookimpl, option, product_singular_values
+from ckpt_tools import Analyzer, Figure, Out, Spectrum, hookimpl, option
 
 from .rank_limits import embedding_product, trajectory_facts
+from .rank_measures import (
+    effective_rank,
+    energy_entropy_rank,
+    frobenius_norm,
+    nuclear_norm,
+    numerical_rank,
+    participation_ratio,
+    spectral_norm,
+    stable_rank,
+    turns,
+)
+from .rank_products import head_products
 
 if TYPE_CHECKING:
-    from ckpt_tools import AttentionWeights, BatchView, Series
+    from ckpt_tools import BatchView, Series
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-Factors = tuple[str, Array, Array]
-
-BATCH_BYTES = 4 << 20
-"""Products are stacked over layers up to this size: below it, the cost of a call outweighs its work."""
-
-
-def effective_rank(s: Floats) -> Floats:
-    """Return the effective rank (Roy & Vetterli 2007) `[...]` of singular values `[..., k]`: between 1 and k, or 0.
-
-    >>> float(effective_rank(np.array([2.0, 2.0, 0.0])).round(12))
-    2.0
-    """
-    return _entropy_rank(_per_largest(s))
-
-
-def energy_entropy_rank(s: Floats) -> Floats:
-    """Return the exponential of the entropy of s^2 / sum(s^2) `[...]`: between 1 and k, or 0.
-
-    >>> s = np.array([3.0, 1.0])
-    >>> bool(energy_entropy_rank(s) < effective_rank(s))
-    True
-    """
-    return _entropy_rank(_per_largest(s) ** 2)
-
-
-def stable_rank(s: Floats) -> Floats:
-    """Return the squared Frobenius norm over the squared spectral norm `[...]`: between 1 and k, or 0.
-
-    >>> float(stable_rank(np.array([2.0, 1.0, 1.0])))
-    1.5
-    """
-    return np.asarray((_per_largest(s) ** 2).sum(axis=-1))
-
-
-def participation_ratio(s: Floats) -> Floats:
-    """Return (sum s^2)^2 / sum(s^4) `[...]`: between 1 and k, or 0.
-
-    >>> float(participation_ratio(np.array([1.0, 1.0, 1.0, 0.0])))
-    3.0
-    """
-    energy = _per_largest(s) ** 2
-    return _ratio(np.asarray(energy.sum(axis=-1)) ** 2, np.asarray((energy**2).sum(axis=-1)))
-
-
-def numerical_rank(s: Floats, tau: float) -> NDArray[np.int64]:
-    """Return how many singular values exceed `tau` times the largest `[...]`; -1 where one is NaN.
-
-    >>> int(numerical_rank(np.array([1.0, 1e-2, 1e-4]), tau=1e-3))
-    2
-    """
-    top = spectral_norm(s)
-    return np.where(np.isnan(top), -1, (s > tau * top[..., None]).sum(axis=-1))
-
-
-def nuclear_norm(s: Floats) -> Floats:
-    """Return the sum of the singular values `[...]`, in units of the weights.
-
-    >>> float(nuclear_norm(np.array([3.0, 4.0])))
-    7.0
-    """
-    return np.asarray(s.sum(axis=-1))
-
-
-def frobenius_norm(s: Floats) -> Floats:
-    """Return the root of the sum of squares `[...]`, in units of the weights.
-
-    >>> float(frobenius_norm(np.array([3.0, 4.0])))
-    5.0
-    """
-    return np.asarray(spectral_norm(s) * np.sqrt(stable_rank(s)))
-
-
-def spectral_norm(s: Floats) -> Floats:
-    """Return the largest singular value `[...]`, in units of the weights; 0 when there is none.
-
-    >>> float(spectral_norm(np.array([3.0, 4.0])))
-    4.0
-    """
-    return np.asarray(np.max(s, axis=-1, initial=0.0))
-
-
-def turns(steps: Sequence[int], ranks: Floats) -> tuple[float | None, int | None, int | None]:
-    """Return the lowest rank, the step at which nine tenths of the way down to it are gone, and the one of regrowth.
-
-    A collapse at least halves the first rank; regrowth is one and a half times the lowest. None for what is not there.
-
-    >>> turns([0, 10, 20, 30], np.array([8.0, 1.2, 1.0, 2.0]))
-    (1.0, 10, 30)
-    """
-    known = np.flatnonzero(np.isfinite(ranks))
-    if not len(known):
-        return None, None, None
-    values = np.asarray(ranks)[known]
-    first, at = values[0], int(values.argmin())
-    lowest = float(values[at])
-    if lowest > first / 2:
-        return lowest, None, None
-    down = int((values <= lowest + 0.1 * (first - lowest)).argmax())
-    grown = np.flatnonzero(values[at:] >= 1.5 * lowest)
-    return lowest, int(steps[known[down]]), int(steps[known[at + grown[0]]]) if lowest > 0 and len(grown) else None
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    """Return above / below, and 0 where below is 0."""
-    shape = np.broadcast_shapes(above.shape, below.shape)
-    return np.asarray(np.divide(above, below, out=np.zeros(shape), where=below != 0))
-
-
-def _per_largest(s: Floats) -> Floats:
-    """Return s / max(s): powers then neither overflow nor vanish."""
-    return _ratio(s, spectral_norm(s)[..., None])
-
-
-def _entropy_rank(weights: Floats) -> Floats:
-    total = weights.sum(axis=-1, keepdims=True)
-    p = _ratio(weights, total)
-    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1)
-    return np.where(total[..., 0] == 0, 0.0, np.exp(entropy))
-
 
 _MEASURES: Mapping[str, Out] = {
     "effective_rank": Out(long_name="effective rank (Roy & Vetterli)"),
@@ -235,7 +125,7 @@ class Rank(Analyzer):
         """Return every measure of every matrix and product at every step of the block."""
         names = view.matrix_names()
         stored = {name: view.info(name).dtype for name in names}
-        heads = list(_products(view.attention())) if self.products else []
+        heads = list(head_products(view.attention())) if self.products else []
         labels = [f"{path}.{head}" for path, spectrum in heads for head in range(spectrum.values.shape[1])]
         extra = embedding_product(view) if self.embedding else []
         whole = [view.spectrum(name) for name in names]
@@ -281,55 +171,6 @@ class Rank(Analyzer):
             "stored_dtype": np.broadcast_to(np.array(dtypes, dtype=np.str_), s.shape[:2]),
         }
         return {prefix + key: value for key, value in measures.items()}
-
-
-def _factors(attention: Sequence[AttentionWeights]) -> Iterator[Factors]:
-    """Yield path and factors of W_Q W_K^T and, where both exist, of W_V W_O of one layer at every step.
-
-    Heads come as `[step, H_kv, H // H_kv, ...]` and `[step, H_kv, 1, ...]`, so that a group's keys and values
-    broadcast.
-    """
-    path = f"layers.{attention[0].layer}.attn"
-    q, k, v, o = (_stacked([getattr(one, part) for one in attention]) for part in "qkvo")
-    if q is not None and k is not None:
-        yield f"{path}.qk", _grouped(q, k.shape[1]).swapaxes(-1, -2), k[:, :, None]
-    if v is not None and o is not None:
-        yield f"{path}.vo", _grouped(o, v.shape[1]), v[:, :, None]
-
-
-def _stacked(parts: Sequence[Array | None]) -> Array | None:
-    present = [part for part in parts if part is not None]
-    return None if len(present) < len(parts) else present[0][None] if len(present) == 1 else np.stack(present)
-
-
-def _grouped(heads: Array, shared: int) -> Array:
-    return heads.reshape(len(heads), shared, heads.shape[1] // shared, *heads.shape[2:])
-
-
-def _batches(factors: Iterable[Factors]) -> Iterator[list[Factors]]:
-    """Yield factors of one shape together as long as they are small."""
-    batch: list[Factors] = []
-    for path, left, right in factors:
-        if batch and (
-            (left.shape, right.shape) != (batch[0][1].shape, batch[0][2].shape)
-            or len(batch) * (left.nbytes + right.nbytes) >= BATCH_BYTES
-        ):
-            yield batch
-            batch = []
-        batch.append((path, left, right))
-    if batch:
-        yield batch
-
-
-def _products(layers: Iterable[Sequence[AttentionWeights]]) -> Iterator[tuple[str, Spectrum]]:
-    """Yield path and spectra `[step, head, k]` of every product."""
-    for batch in _batches(factors for layer in layers for factors in _factors(layer)):
-        paths, *sides = zip(*batch, strict=True)
-        left, right = (side[0][None] if len(side) == 1 else np.stack(side) for side in sides)
-        found = product_singular_values(left, right)
-        lead = (len(batch), sides[0][0].shape[0], -1)
-        values, error = (x.reshape(*lead, x.shape[-1]) for x in (found.values, found.error))
-        yield from ((path, Spectrum(values[i], error[i], found.route)) for i, path in enumerate(paths))
 
 
 def _dtypes(label: str, stored: Mapping[str, str]) -> str:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ckpt_plugins.rank as rank
-from ckpt_plugins.rank import (
-    Rank,
+from ckpt_plugins import rank_measures, rank_products
+from ckpt_plugins.rank import Rank
+from ckpt_plugins.rank_limits import MEASURES
+from ckpt_plugins.rank_measures import (
     effective_rank,
     energy_entropy_rank,
     frobenius_norm,
@@ -22,7 +24,6 @@ from ckpt_plugins.rank import (
     spectral_norm,
     stable_rank,
 )
-from ckpt_plugins.rank_limits import MEASURES
 from ckpt_tools import OptionError, Series
 from ckpt_tools.analyzer import declaration_faults
 from ckpt_tools.results import Record
@@ -122,7 +123,7 @@ def test_leading_axes_are_batches():
 
 
 def test_docstring_examples_hold():
-    found = doctest.testmod(rank)
+    found = doctest.testmod(rank_measures)
     assert found.failed == 0 and found.attempted >= 8
 
 
@@ -291,7 +292,7 @@ def test_layers_of_different_shapes_keep_their_order(monkeypatch):
     layers[1].o = layers[1].o[:2]
     dense = [matrix for layer in layers for _, matrices in dense_products(layer) for matrix in matrices]
     for limit in (0, 1 << 30):
-        monkeypatch.setattr(rank, "BATCH_BYTES", limit)
+        monkeypatch.setattr(rank_products, "BATCH_BYTES", limit)
         found = seen(Rank(k=5), View({}, layers))
         assert len(found["product"]) == len(dense)
         for row, matrix in zip(found["product_singular_values"], dense, strict=True):
@@ -385,7 +386,7 @@ def test_products_follow_the_symmetries_of_the_network(seed):
     ],
 )
 def test_a_collapse_and_a_new_direction_have_their_steps(ranks, expected):
-    assert rank.turns([0, 10, 20, 30], np.array(ranks)) == expected
+    assert rank_measures.turns([0, 10, 20, 30], np.array(ranks)) == expected
 
 
 def test_the_summary_tells_each_matrix_when_it_collapses():
