@@ -20,7 +20,7 @@ amplitude |a| sqrt(w^2 + b^2).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,20 +29,16 @@ from numpy.typing import NDArray
 
 from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, option
 
+from .condensation_stacks import STACKED, lines_of, stacks_of
 from .condensation_table import Table
 from .neurons.clustering import partition, scan, within_cosine
 from .neurons.cosines import Array, Floats, Mask, exactly, unit_rows
-from .neurons.directions import alignment, heatmap_order, leading_direction, orientations
+from .neurons.directions import alignment, heatmap_order, leading_direction
 from .neurons.stacks import scan_stack
-from .neurons.vectors import SIDES, first_steps, group_of, neuron_vectors, norms, outgoing, sides
+from .neurons.vectors import SIDES, first_steps, group_of, norms
 
 if TYPE_CHECKING:
     from ckpt_tools import BatchView, Series
-
-STACKED = 512
-"""Up to this many neurons, matrices of one shape are worked on together."""
-STACK_ENTRIES = 1 << 18
-"""Numbers from which a stack of matrices is worked on and not added to: 1 MiB stays in the cache, and in the heap."""
 
 PARALLEL = 0.99
 """Neurons whose mean |cos| starts here or above are parallel from the start."""
@@ -134,7 +130,7 @@ class Condensation(Analyzer):
                 "many inputs or outputs. Give one number per input (and one for the bias, if you like) or per output."
             )
         table = Table(self.outputs, names, shapes, steps=len(view), sizes=self.sizes, labels_max=self.labels_max)
-        for rows, vectors in _stacks(view, names, alone=self.method != "components"):
+        for rows, vectors in stacks_of(view, names, alone=self.method != "components"):
             lengths = norms(vectors)
             part = Neurons(rows, vectors, lengths, self._kept(rows, lengths, table, view))
             if self.leading or self.direction or self.order_max:
@@ -145,7 +141,7 @@ class Condensation(Analyzer):
             else:
                 found = scan_stack(vectors, lengths, part.keep, self.threshold, signed=self.signed)
                 table.add(rows, *found)
-        return {"matrix": names, "side": list(SIDES), **table.outputs(), **_lines(view, names)}
+        return {"matrix": names, "side": list(SIDES), **table.outputs(), **lines_of(view, names)}
 
     def _kept(self, rows: list[int], lengths: Floats, table: Table, view: BatchView) -> Mask:
         """Return which neurons `[b, n]` are compared: none of a side with a NaN or an infinity."""
@@ -229,53 +225,9 @@ class Condensation(Analyzer):
         return first_steps(steps, (values >= start + self.onset * (1 - start)) & (start < PARALLEL))
 
 
-def _stacks(view: BatchView, names: Sequence[str], *, alone: bool) -> Iterator[tuple[list[int], Array]]:
-    """Yield rows of the output and their neurons `[b, n, d]`: small sides of one shape together, large ones alone."""
-    waiting: dict[tuple[Any, ...], tuple[list[int], list[Array]]] = {}
-    for row, vectors in _sides(view, names):
-        if alone or len(vectors) > STACKED:
-            yield [row], vectors[None]
-            continue
-        key = (vectors.shape, vectors.dtype)
-        rows, stack = waiting.setdefault(key, ([], []))
-        rows.append(row)
-        stack.append(vectors)
-        if len(stack) * vectors.size >= STACK_ENTRIES:
-            yield rows, np.stack(stack)
-            del waiting[key]
-    yield from ((rows, np.stack(stack)) for rows, stack in waiting.values())
-
-
-def _sides(view: BatchView, names: Sequence[str]) -> Iterator[tuple[int, Array]]:
-    """Yield the neurons of every side of every matrix at every step, in the order of the output's rows."""
-    row = 0
-    for one in view:
-        matrices = one.matrices()
-        for name in names:
-            for vectors in sides(matrices[name], one.bias(name)):
-                yield row, vectors
-                row += 1
-
-
 def _cos(a: Floats, b: Floats) -> float:
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return abs(float(a @ b)) / size if size > 0 else math.nan
-
-
-def _lines(view: BatchView, names: Sequence[str]) -> dict[str, Any]:
-    """Return orientation and amplitude of neurons with one input, NaN where the outgoing matrix is not known."""
-    lines = [name for name in names if view.info(name).shape[1] == 1]
-    width = max((view.info(name).shape[0] for name in lines), default=0)
-    angle, amplitude = np.full((2, len(view), len(lines), width), np.nan)
-    readers = outgoing(view[0]) if lines else {}
-    for step, one in enumerate(view):
-        for at, name in enumerate(lines):
-            vectors = neuron_vectors(one, name)["input"]
-            angle[step, at, : len(vectors)] = orientations(vectors)
-            if name in readers:
-                reader = one.matrices()[readers[name]]
-                amplitude[step, at, : len(vectors)] = norms(vectors) * norms(reader.T)
-    return {"line": lines, "orientation": angle, "amplitude": amplitude}
 
 
 def _mean_of(values: Floats, chosen: list[bool]) -> Floats:
