@@ -39,12 +39,13 @@ class Figure:
 
     "curves" run over steps, a line for each label of the dimension `lines` and a panel for each cell of the others;
     "heatmap" has steps across and the last dimension up; "profile" runs over the last dimension, a line for each step;
-    "map" shows the last two dimensions at a few steps; "scatter" sets the output against the output `against`.
+    "map" shows the last two dimensions at a few steps; "scatter" sets the output against the output `against`;
+    "landscape" draws a map as contours, and `against` `[step, 2]` as the way over it.
     `at` keeps one label of a dimension. `log` names logarithmic axes: of values or colours ("y") and below ("x").
     """
 
     output: str
-    kind: Literal["", "curves", "heatmap", "profile", "map", "scatter"] = ""
+    kind: Literal["", "curves", "heatmap", "profile", "map", "scatter", "landscape"] = ""
     lines: str = ""
     against: str = ""
     at: Mapping[str, Any] = field(default_factory=dict)
@@ -128,7 +129,8 @@ def declaration_faults(cls: type) -> list[str]:
 
 
 # How many dimensions besides `step` a kind of figure takes at least.
-FIGURES = {"": 0, "curves": 0, "heatmap": 1, "profile": 1, "map": 2, "scatter": 0}
+PAIRED = ("scatter", "landscape")
+FIGURES = {"": 0, "curves": 0, "heatmap": 1, "profile": 1, "map": 2, "scatter": 0, "landscape": 2}
 
 
 def _figure_faults(cls: type[Analyzer], figure: Any) -> list[str]:
@@ -145,9 +147,9 @@ def _figure_faults(cls: type[Analyzer], figure: Any) -> list[str]:
         faults.append(f"{what}: a {figure.kind} needs {FIGURES[figure.kind]} dimension(s), it has {len(out.dims)}")
     if out.dtype == "str":
         faults.append(f"{what}: texts cannot be drawn")
-    if (figure.kind == "scatter") != bool(figure.against):
-        faults.append(f"{what}: kind 'scatter' and `against` go together")
-    elif figure.against and cls.outputs[figure.against].dims != out.dims:
+    if (figure.kind in PAIRED) != bool(figure.against):
+        faults.append(f"{what}: kind 'scatter' or 'landscape' and `against` go together")
+    elif figure.kind == "scatter" and cls.outputs[figure.against].dims != out.dims:
         faults.append(f"{what}: {figure.against!r} has other dimensions")
     named = [figure.lines] * bool(figure.lines) + list(figure.at)
     faults += [f"{what}: {dim!r} is not one of its dimensions" for dim in named if dim not in out.dims]

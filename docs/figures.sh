@@ -23,6 +23,8 @@ quietly train mlp --task regression --preset stages --set activation=tanh --step
     --out "$work/mlp"
 quietly analyze "$work/mlp" -p condensation --set condensation.order_max=128 -o "$work/mlp.h5"
 plot condensation "$work/mlp.h5" --what condensation.cosine --matrices layers.0.linear --at 0 --at 20 --at 100 --at 400
+quietly analyze "$work/mlp" -p landscape --set landscape.run="$work/mlp" -o "$work/plane.h5"
+plot landscape "$work/plane.h5" --what landscape.loss_map
 plot orientation "$work/mlp.h5" --what condensation.amplitude --at 0 --at 500 --at 1000 --at 4000
 
 for std in 0.001 0.01 0.1; do

@@ -23,6 +23,8 @@ from ckpt_tools.roles import assign
 from ckpt_tools.view import View
 from ckpt_tools.weights import Weights
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """Embedding, LayerNorm, BatchNorm, a fused linear map, a head that may be tied, and buffers of every kind."""

@@ -23,6 +23,8 @@ from safetensors.numpy import save_file
 from ckpt_tools.cli.main import main
 from ckpt_tools.testing import CHECKS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "plugins.md").read_text("utf-8")
 PUBLISH = "## Publish it"

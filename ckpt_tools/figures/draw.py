@@ -16,6 +16,7 @@ from .canvas import Line, Logs, Panel
 from .curves import curves, draw_curves, overlaid, profiles
 from .data import Data
 from .images import heatmaps, maps
+from .landscape import landscape
 from .overlay import Set, common, mean, sets
 from .points import scatter, single
 from .requests import kind_of
@@ -72,10 +73,12 @@ def _one(
     if declared.lines and declared.lines not in data.dims:
         raise OptionError(f"{data.name} has no dimension {declared.lines!r}.{nearest(declared.lines, data.dims)}")
     kind = declared.kind or ("curves" if declared.lines else kind_of(data))
-    data = data.single({"map": 2, "heatmap": 1, "profile": 1, "scatter": 1}.get(kind, 0))
+    data = data.single({"map": 2, "heatmap": 1, "profile": 1, "scatter": 1, "landscape": 2}.get(kind, 0))
     loss = losses([found], [Set("", (0,))], "") if options.loss and len(data.steps) > 1 else None
     if kind == "scatter" and against is not None:
         return scatter(data, against.single(1), at=options.at, log=log)
+    if kind == "landscape" and against is not None:
+        return landscape(data, against.single(1), log=log)
     if kind == "map":
         return maps(data, at=options.at, log=log)
     if kind == "profile":

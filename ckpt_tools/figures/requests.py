@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..analyzer import FIGURES, Figure
+from ..analyzer import FIGURES, PAIRED, Figure
 from ..errors import OptionError
 from ..results.choose import Chosen, select
 from ..results.reader import ResultGroup, Results, Variable
@@ -21,8 +21,8 @@ def requests(
     found: Results, what: Sequence[str], matrices: Sequence[str], kind: str, lines: str
 ) -> Iterator[tuple[Chosen, Variable, Figure, bool]]:
     """Yield each figure, what it shows, and whether an analyzer declares it; ResultsError for unknown names."""
-    if kind not in FIGURES or kind == "scatter":
-        known = ", ".join(k for k in FIGURES if k and k != "scatter")
+    if kind not in FIGURES or kind in PAIRED:
+        known = ", ".join(k for k in FIGURES if k and k not in PAIRED)
         raise OptionError(f"There is no kind of figure {kind!r}; expected {known}.")
     chosen = select(found, what, matrices, everything=True)
     for one in chosen:

@@ -24,7 +24,14 @@ from .thin import Thinned, shares, thinned
 MAIN_CHARTS = 4
 """Outputs shown unfolded where the analyzer does not say which."""
 _LOG_DECADES = 1e3
-_VIEW_OF = {"curves": "lines", "heatmap": "stepmap", "map": "map", "profile": "profile", "scatter": "lines"}
+_VIEW_OF = {
+    "curves": "lines",
+    "heatmap": "stepmap",
+    "map": "map",
+    "landscape": "map",
+    "profile": "profile",
+    "scatter": "lines",
+}
 
 
 @dataclass

@@ -8,6 +8,8 @@ import pytest
 
 from ckpt_tools.errors import PluginError
 
+pytestmark = pytest.mark.slow
+
 
 def run(cwd: Path, *args: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True)

@@ -16,6 +16,8 @@ from ckpt_tools.cli.train import Watch, merged
 from ckpt_tools.errors import OptionError
 from ckpt_tools.run import read_run
 
+pytestmark = pytest.mark.slow
+
 MARKOV = ["transformer", "--task", "markov"]
 
 

@@ -16,6 +16,8 @@ from ckpt_tools.engine.plan import Job
 from ckpt_tools.engine.run import Runner
 from ckpt_tools.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:

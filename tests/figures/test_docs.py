@@ -15,6 +15,8 @@ from ckpt_tools.cli.main import cli
 
 from .conftest import Declared, run_facts, written
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "figures.md").read_text("utf-8")

@@ -23,6 +23,8 @@ from ckpt_tools.results import read_results
 
 from .conftest import LABELS, STEPS, Declared, run_facts, written
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib")
 
 

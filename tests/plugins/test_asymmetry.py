@@ -22,6 +22,8 @@ from ckpt_tools.testing import analyzer_checks
 from ckpt_tools.weights import Weights
 from ckpt_trainers.mamba import Mamba
 
+pytestmark = pytest.mark.slow
+
 
 class Given:
     identity = "given"

@@ -7,6 +7,8 @@ import pytest
 from ckpt_tools.registry import Registry, load_registry
 from ckpt_tools.testing import CHECKS, BoundCheck, NotApplicable
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def registry() -> Registry:

@@ -22,6 +22,8 @@ from ckpt_tools.results import check
 from ckpt_tools.roles import assign
 from ckpt_tools.weights import Weights
 
+pytestmark = pytest.mark.slow
+
 
 class Sheet(nn.Module):
     """A matrix of inputs to a quadratic, and a vector beside it."""

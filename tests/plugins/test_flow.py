@@ -24,6 +24,8 @@ from ckpt_tools.testing import analyzer_checks
 from ckpt_tools.weights import Weights
 from ckpt_trainers.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 PI = torch.tensor([0.75, 0.19, 0.05, 0.01], dtype=torch.float64)
 
 

@@ -15,6 +15,8 @@ from torch.nn import functional
 from ckpt_plugins.hessian import Curvature, Tensors
 from ckpt_plugins.lanczos import hutch_plus_plus, lanczos
 
+pytestmark = pytest.mark.slow
+
 Loss = Callable[[Tensors], Tensor]
 Case = tuple[Callable[[Tensors], tuple[Tensor, Tensor]], Tensors]
 

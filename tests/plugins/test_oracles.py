@@ -23,6 +23,8 @@ from ckpt_tools import Model
 from ckpt_tools.model import Skeleton
 from ckpt_tools.registry import load_registry
 
+pytestmark = pytest.mark.slow
+
 Loss = Callable[[Tensors], torch.Tensor]
 HERE = Path(__file__).parent
 ORACLES = {

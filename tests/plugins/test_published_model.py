@@ -16,6 +16,8 @@ import torch
 from ckpt_tools import load_encoder, read_results
 from ckpt_tools.cli.main import cli
 
+pytestmark = pytest.mark.slow
+
 # People, where they go and what is there: no model of children's stories knows them, but all can be read and compared.
 FACTS = [
     ("Lily", "went to the", "park", "where she saw a", "dog"),

@@ -19,6 +19,8 @@ from .conftest import CONFIGS, FAMILY, VOCABULARY
 from .test_architectures import Maker
 from .test_models import TOKENS
 
+pytestmark = pytest.mark.slow
+
 # The logits of these are those of the unembedding capped or scaled.
 CAPPED = {"gemma2"}
 SCALED = {"cohere"}

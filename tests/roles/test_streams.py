@@ -12,6 +12,8 @@ from .conftest import CONFIGS, FAMILY
 from .test_architectures import Maker
 from .test_models import TOKENS, rebuilt
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {"gpt2": "h", "gpt_bigcode": "h", "gpt_neo": "h", "gptj": "h", "bloom": "h", "falcon": "h"}
 LAYERS |= {"bert": "encoder.layer", "electra": "encoder.layer", "roberta": "encoder.layer"}
 LAYERS |= {"distilbert": "transformer.layer", "opt": "decoder.layers"}

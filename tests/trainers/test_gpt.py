@@ -14,6 +14,8 @@ from ckpt_tools.run import read_metrics, read_run
 from ckpt_trainers.gpt import GPT, Config
 from ckpt_trainers.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"layers": 2, "heads": 2, "d_model": 8, "d_ff": 12, "vocabulary": 7, "context": 6, "gamma": 0.3}
 SAME = {"activation": "gelu", "norm": "pre", "positions": "learned", "causal": True}
 

@@ -20,6 +20,8 @@ from ckpt_trainers import loop, training
 from ckpt_trainers.tasks import take
 from ckpt_trainers.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 FULL: dict[str, Any] = {"steps": 12, "save": "every:3"}
 SAMPLED: dict[str, Any] = {
     "form": "sampled",

@@ -15,6 +15,8 @@ from ckpt_tools.run import read_metrics, read_probe
 from ckpt_trainers.mlp import MLP, Config
 from ckpt_trainers.settings import plan
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, Any]
 
 CASES: dict[str, dict[str, Any]] = {

@@ -14,6 +14,8 @@ from ckpt_tools.errors import OptionError
 from ckpt_tools.family import Activations
 from ckpt_trainers.transformer import Config, Transformer, attend, cross_entropy, rotate
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, Any]
 
 SMALL: dict[str, Any] = {"layers": 2, "heads": 2, "d_model": 8, "d_ff": 12, "vocabulary": 7, "context": 6, "gamma": 0.3}

@@ -17,6 +17,8 @@ from ckpt_tools.errors import FetchError
 
 from .conftest import Blob
 
+pytestmark = pytest.mark.slow
+
 D, LAYERS, HIDDEN, VOCABULARY, REVISIONS = 256, 8, 688, 2048, 20
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": D, "num_hidden_layers": LAYERS,
