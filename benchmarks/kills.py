@@ -2,11 +2,12 @@
 
     python benchmarks/kills.py --runs 100 --json kills.json
 
-For each run a process analyzes a trajectory and is killed after a random part of the time that an uninterrupted one
-takes from the first checkpoint to the results file. What its journal holds then is what was acknowledged. The analysis
-is run again to its end, and must compute exactly the rest. All datasets and attributes of its results must equal those
-of an uninterrupted run, bit for bit (but for the time and the command line). Throughout, a reader opens the results
-file over and over and reads all of it; the file is replaced twice a second here instead of every two minutes.
+For each run a process analyzes a trajectory and is killed a random moment after it said that a random number of
+checkpoints was done. What its journal holds then is what was acknowledged. The analysis is run again to its end, and
+must compute exactly the rest. All datasets and attributes of its results must equal those of an uninterrupted run, bit
+for bit (but for the time and the command line). Throughout, a reader opens the results file over and over and reads all
+of it. Here the file is replaced every 50 ms instead of every two minutes, and the journal commits every 10 ms instead
+of four times a second, so that most kills come in the middle of either.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from ckpt_tools import analyze
 
 PLUGINS = ["rank", "drift"]
 CHILD = f"""
-import sys, ckpt_tools, ckpt_tools.engine.session as session
-session.REFRESH_SECONDS = 0.5
+import sys, ckpt_tools, ckpt_tools.engine.journal as journal, ckpt_tools.engine.session as session
+session.REFRESH_SECONDS, journal.GROUP_SECONDS = 0.05, 0.01
 say = lambda done, total, detail: print(done, flush=True)
 ckpt_tools.analyze(sys.argv[1], {PLUGINS!r}, output=sys.argv[2], workers=int(sys.argv[3]), on_progress=say)
 """
+DELAY = 0.02  # seconds at most
 VARYING = ("created", "history")
 
 
@@ -78,12 +80,17 @@ class Reader(threading.Thread):
     def run(self) -> None:
         """Read until told to stop; a file that cannot be read is a fault."""
         while not self.over.wait(0.01):
-            if self.path.exists():
-                try:
-                    contents(self.path)
-                    self.reads += 1
-                except Exception as error:  # whatever it is, it is what this looks for
-                    self.faults.append(repr(error))
+            self.read()
+        self.read()
+
+    def read(self) -> None:
+        """Read once, when there is a file."""
+        if self.path.exists():
+            try:
+                contents(self.path)
+                self.reads += 1
+            except Exception as error:  # whatever it is, it is what this looks for
+                self.faults.append(repr(error))
 
 
 def acknowledged(journal: Path) -> int:
@@ -97,29 +104,32 @@ def acknowledged(journal: Path) -> int:
     return int(count)
 
 
-def begun(source: Path, target: Path, workers: int) -> subprocess.Popen[str]:
-    """Return a process that analyzes, once it has begun to."""
+def killed(source: Path, target: Path, workers: int, count: int, delay: float) -> None:
+    """Analyze in a process of its own, and kill it `delay` seconds after it has done so many checkpoints."""
     command = [sys.executable, "-c", CHILD, str(source), str(target), str(workers)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
-    child.stdout.readline()
-    return child
-
-
-def one_run(source: Path, target: Path, delay: float, workers: int, expected: dict[str, Any]) -> dict[str, Any]:
-    """Kill an analysis after `delay` seconds, resume it, and return what was found."""
-    reader = Reader(target)
-    reader.start()
-    child = begun(source, target, workers)
+    while (line := child.stdout.readline()) and int(line) < count:
+        pass
     time.sleep(delay)
     child.send_signal(signal.SIGKILL)
     child.communicate()
+
+
+def one_run(
+    source: Path, target: Path, moment: tuple[int, float], workers: int, expected: dict[str, Any]
+) -> dict[str, Any]:
+    """Kill an analysis at a moment, resume it, and return what was found."""
+    reader = Reader(target)
+    reader.start()
+    killed(source, target, workers, *moment)
     known = acknowledged(target.with_name(f"{target.name}.journal"))
     outcome = analyze(source, PLUGINS, output=target)
     reader.over.set()
     reader.join()
     return {
-        "delay": delay,
+        "checkpoints": moment[0],
+        "delay": moment[1],
         "acknowledged": known,
         "redone": known - outcome.reused,
         "identical": contents(target) == expected,
@@ -138,19 +148,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     given = parser.parse_args()
     rng = np.random.default_rng(given.seed)
+    units = given.checkpoints * len(PLUGINS)
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         folder = Path(name)
         write(folder / "t", given.checkpoints)
-        child = begun(folder / "t", folder / "whole.h5", given.workers)
-        started = time.monotonic()
-        child.communicate()
-        whole = time.monotonic() - started
+        analyze(folder / "t", PLUGINS, output=folder / "whole.h5", workers=given.workers)
         expected = contents(folder / "whole.h5")
+        moments = [(int(rng.integers(given.checkpoints)), float(rng.uniform(0, DELAY))) for _ in range(given.runs)]
         rows = [
-            one_run(folder / "t", folder / f"{run}.h5", float(rng.uniform(0, 1) * whole), given.workers, expected)
-            for run in range(given.runs)
+            one_run(folder / "t", folder / f"{run}.h5", moment, given.workers, expected)
+            for run, moment in enumerate(moments)
         ]
-    units = given.checkpoints * len(PLUGINS)
     found = {
         "runs": len(rows),
         "units": units,
