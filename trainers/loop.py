@@ -78,6 +78,7 @@ def _open(training: Training, out: Path, info: RunInfo | None) -> RunWriter:
     if info is not None:
         _restore(training, out)
         return RunWriter.resume(out, step=training.step, mode=training.plan.loop.mode)
+    training.metrics(training.probe)  # a family that refuses the task does so before there is a run
     chosen = training.plan
     run = RunWriter(
         out,
