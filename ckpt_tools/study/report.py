@@ -46,7 +46,13 @@ def _run_rows(study: Study, preset: str) -> Iterator[list[str]]:
     for name, run in study.runs.items():
         settings = run.chosen(preset)
         if settings is not None:
-            yield [f"`{name}`", run.family, run.task, _settings(settings), run.about + _data(run)]
+            yield [
+                f"`{name}`",
+                run.family,
+                run.task,
+                _settings(settings),
+                "; ".join(filter(None, (run.about, _data(run)))),
+            ]
 
 
 def _settings(settings: dict[str, Any]) -> str:
@@ -60,7 +66,7 @@ def _text(value: Any) -> str:
 
 
 def _data(run: Run) -> str:
-    return f" Text: `--data {run.data}=FILE`." if run.data else ""
+    return f"text: `--data {run.data}=FILE`" if run.data else ""
 
 
 def _notes(done: Performance) -> Iterator[str]:
