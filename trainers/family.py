@@ -49,9 +49,9 @@ class TrainedFamily(Family):
         return cls.forward(module, batch).logits
 
     @classmethod
-    def settings(cls, task: str) -> Mapping[str, Option]:
-        """Return every setting of training this family on a task, with the task's defaults."""
-        return settings(cls, task)
+    def settings(cls, task: str, preset: str | None = None) -> Mapping[str, Option]:
+        """Return every setting of training this family on a task, with the defaults of the task and of a preset."""
+        return settings(cls, task, preset)
 
     @classmethod
     def train(

@@ -98,11 +98,13 @@ def declared(family: type[Family], task: type[Task]) -> dict[str, Option]:
     return found
 
 
-def settings(family: type[Family], task: str) -> dict[str, Option]:
-    """Return every setting of training a family on a task, with the defaults the task gives."""
+def settings(family: type[Family], task: str, named: str | None = None) -> dict[str, Option]:
+    """Return every setting of training a family on a task, with the defaults that the task and a preset give."""
     kind = task_class(task)
     known = declared(family, kind)
-    defaults = _suited(kind().defaults(), known)
+    given = preset(family.name, task, named, known)
+    chosen = kind.parse(_of(kind, given))
+    defaults = {**_suited(chosen.defaults(), known), **given, "preset": named}
     return {name: replace(entry, default=defaults.get(name, entry.default)) for name, entry in known.items()}
 
 
