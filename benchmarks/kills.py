@@ -1,6 +1,6 @@
 """Runs killed with SIGKILL at random moments, then resumed: nothing acknowledged is lost, redone or changed.
 
-    python benchmarks/kills.py --runs 100 --json kills.json
+    python benchmarks/kills.py --rounds 100 --json kills.json
 
 For each run a process analyzes a trajectory and is killed a random moment after it said that a random number of
 checkpoints was done. What its journal holds then is what was acknowledged. The analysis is run again to its end, and
@@ -12,7 +12,6 @@ of four times a second, so that most kills come in the middle of either.
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sqlite3
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import harness
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -140,21 +140,15 @@ def one_run(
 
 def main() -> None:
     """Measure, print a summary, write JSON; exit with 1 when anything was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--checkpoints", type=int, default=150)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the results here")
-    given = parser.parse_args()
+    given = harness.parser(__doc__, rounds=100, checkpoints=150, workers=1, seed=0).parse_args()
     rng = np.random.default_rng(given.seed)
     units = given.checkpoints * len(PLUGINS)
-    with tempfile.TemporaryDirectory(prefix="kills-") as name:
+    with tempfile.TemporaryDirectory(dir=given.dir, prefix="kills-") as name:
         folder = Path(name)
         write(folder / "t", given.checkpoints)
         analyze(folder / "t", PLUGINS, output=folder / "whole.h5", workers=given.workers)
         expected = contents(folder / "whole.h5")
-        moments = [(int(rng.integers(given.checkpoints)), float(rng.uniform(0, DELAY))) for _ in range(given.runs)]
+        moments = [(int(rng.integers(given.checkpoints)), float(rng.uniform(0, DELAY))) for _ in range(given.rounds)]
         rows = [
             one_run(folder / "t", folder / f"{run}.h5", moment, given.workers, expected)
             for run, moment in enumerate(moments)
@@ -171,8 +165,7 @@ def main() -> None:
     }
     for key, value in found.items():
         print(f"{key.replace('_', ' '):<24} {value if value != [] else 0}")
-    if given.json:
-        given.json.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
+    harness.Report("kills", harness.machine(), found={**found, "rows": rows}).write(given.json)
     sys.exit(bool(found["lost_or_computed_twice"] or found["different"] or found["unreadable"]))
 
 

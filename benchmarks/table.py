@@ -22,15 +22,6 @@ of paired ratios counts. Each line is one goal; `benchmarks/NAME.py` says what i
 """
 
 
-def goals(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the goals of a file: listed, or named upper bounds of its numbers."""
-    known = found.get("goals", [])
-    if not isinstance(known, Mapping):
-        return list(known)
-    rows = [{"what": key, "sign": "<=", "goal": goal, "measured": found[key]} for key, goal in known.items()]
-    return [{**row, "unit": "", "holds": row["measured"] <= row["goal"]} for row in rows]
-
-
 def number(value: float) -> str:
     """Return three significant digits."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
@@ -38,7 +29,7 @@ def number(value: float) -> str:
 
 def rows(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield table lines of a benchmark."""
-    for goal in goals(found):
+    for goal in found["goals"]:
         asked = f"{goal['sign']} {number(goal['goal'])}{goal['unit']}"
         verdict = "holds" if goal["holds"] else "**misses**"
         yield f"| `{name}` | {goal['what']} | {asked} | {number(goal['measured'])}{goal['unit']} | {verdict} |"
@@ -48,10 +39,9 @@ def machines(files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield what the numbers were measured on, once each, and the versions of packages."""
     said, versions = [], {}
     for found in files.values():
-        machine = found.get("machine", {})
-        if "cpu" in machine:
-            said.append(f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}")
-            versions |= machine.get("versions", {})
+        machine = found["machine"]
+        said.append(f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}")
+        versions |= machine["versions"]
     yield from (f"Machine: {line}." for line in dict.fromkeys(said))
     if versions:
         yield f"Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}."

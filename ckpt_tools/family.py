@@ -64,8 +64,11 @@ class Family:
         raise NotImplementedError(f"family {cls.name!r} has roles only: it has no loss")
 
     @classmethod
-    def settings(cls, task: str) -> Mapping[str, Option]:
-        """Return every setting of training this family on a task: the model's, the task's and the loop's."""
+    def settings(cls, task: str, preset: str | None = None) -> Mapping[str, Option]:
+        """Return every setting of training this family on a task: the model's, the task's and the loop's.
+
+        Defaults are those that hold with a preset, if one is named.
+        """
         raise RunError(f"Family {cls.name!r} cannot be trained here: it only reads checkpoints.")
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -161,19 +161,23 @@ class BatchView:
 
     def matrices(self) -> Mapping[str, Array]:
         """Canonical matrices `[step, out, in]` by name, stacked on access."""
-        return Lazy(self.matrix_names(), lambda name: self._stack(View.matrices, name), "matrix")
+        return Lazy(self.matrix_names(), self._stack, "matrix")
 
     def vectors(self) -> Mapping[str, Array]:
         """Biases, norm gains and other 1-D weights `[step, n]` by name, stacked on access."""
-        return Lazy(list(self._views[0].vectors()), lambda name: self._stack(View.vectors, name), "vector")
+        return Lazy(list(self._views[0].vectors()), self._stack, "vector")
 
-    def _stack(self, of: Callable[[View], Mapping[str, Array]], name: str) -> Array:
-        return np.stack([of(view)[name] for view in self._views])
+    def _stack(self, name: str) -> Array:
+        weights = [view._weights for view in self._views]
+        members = weights[0].block.members
+        if len(members) == len(weights) and all(a is b for a, b in zip(members, weights, strict=True)):
+            return weights[0].block.stacked(name)
+        return np.stack([each.read(name) for each in weights])
 
     def bias(self, name: str) -> Array | None:
         """Return the biases `[step, out]` that belong to a matrix, or None."""
-        found = [b for view in self._views if (b := view.bias(name)) is not None]
-        return np.stack(found) if found else None
+        bias = self._views[0]._weights.bias_name(name)
+        return None if bias is None else self._stack(bias)
 
     def info(self, name: str) -> WeightInfo:
         """Return role, stored tensor, stored dtype, shape and layer of a weight: the same at every step of a block."""

@@ -120,6 +120,7 @@ class Weights:
     def close(self) -> None:
         """Close the checkpoint and let go of what was read."""
         self.checkpoint.close()
+        self.block.drop()
         self.block = Block([])
         self._cache.drop(id(self))
 
@@ -237,19 +238,35 @@ class Weights:
 
 
 class Block:
-    """Checkpoints of one layout whose small spectra are computed together; it registers with each of its members.
+    """Checkpoints of one layout whose small weights are worked on together; it registers with each of its members.
 
     A block of one takes the same route, so that no digit depends on which checkpoints happen to share a block.
     """
 
     def __init__(self, members: Sequence[Weights]) -> None:
         self.members = members
+        self._stacks: dict[str, Array] = {}
         for member in members:
             member.block = self
 
+    def drop(self) -> None:
+        """Let go of what was stacked."""
+        self._stacks.clear()
+
+    def stacked(self, name: str) -> Array:
+        """Return a weight of every member `[member, ...]`, read-only; a small one is kept for the next analyzer."""
+        known = self._stacks.get(name)
+        if known is None:
+            known = np.stack([member.read(name) for member in self.members])
+            known.flags.writeable = False
+            if known[0].size <= SMALL:
+                self._stacks[name] = known
+        return known
+
     def spectrum(self, name: str) -> None:
         """Compute the spectrum of a matrix in every member that lacks it."""
-        lacking = [m for m in self.members if name not in m.spectra]
-        found = singular_values_batch(np.stack([m.read(name) for m in lacking]))
-        for i, member in enumerate(lacking):
-            member.spectra[name] = Spectrum(found.values[i], found.error[i], found.route)
+        lacking = [i for i, member in enumerate(self.members) if name not in member.spectra]
+        whole = self.stacked(name)
+        found = singular_values_batch(whole if len(lacking) == len(whole) else whole[lacking])
+        for at, i in enumerate(lacking):
+            self.members[i].spectra[name] = Spectrum(found.values[at], found.error[at], found.route)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Draw the figures of docs/analyzers.md from runs made here: sh docs/figures.sh .venv/bin/ckpt
+# Draw the figures of README.md and docs/analyzers.md from runs made here: sh docs/figures.sh .venv/bin/ckpt
 set -eu
 ckpt=$1
 images=$(dirname "$0")/images
@@ -12,6 +12,7 @@ quietly train transformer --task markov --save every:20,log:80 --out "$work/mark
 quietly analyze "$work/markov" -p rank -p drift -p stages -p attention -p heavytail \
     --set heavytail.relative=true -o "$work/markov.h5"
 quietly analyze "$work/markov" -p flatness --steps log:24 -o "$work/flat.h5"
+plot markov "$work/markov.h5" --what rank.effective_rank --log-x
 plot rank "$work/markov.h5" --what rank.singular_values --log-x
 plot drift "$work/markov.h5" --what drift.speed --log-x
 plot stages "$work/markov.h5" --what stages.relative_distance --log-x
@@ -36,8 +37,9 @@ for std in 0.001 0.01 0.1; do
 done
 plot sweep "$work"/std=*.h5 --what rank.effective_rank --matrices 'layers.[01].linear'
 
-quietly train transformer --task anchor --preset mini --steps 300 --save log:12 --out "$work/anchor"
-quietly analyze "$work/anchor" -p flow --steps log:6 -o "$work/anchor.h5"
+quietly train transformer --task anchor --preset mini --save log:60 --out "$work/anchor"
+quietly analyze "$work/anchor" -p answers -p flow --steps log:24 -o "$work/anchor.h5"
+plot answers "$work/anchor.h5" --what answers.accuracy --log-x
 plot flow "$work/anchor.h5" --what flow.loss_effect
 
 quietly train transformer --task two_hop --preset mini --steps 300 --save every:30 --out "$work/hop"

@@ -60,7 +60,7 @@ class Condensation(Analyzer):
     """Cosines between neurons, their clusters and directions, for both sides of every weight matrix."""
 
     name = "condensation"
-    version = "2"
+    version = "3"
     needs = "weights"
     batched = True
     reading = (
@@ -184,7 +184,7 @@ class Condensation(Analyzer):
         """Measure one large side, or one for which all distances are needed."""
         vectors, keep = part.vectors[0], part.keep[0]
         chosen = np.flatnonzero(keep)
-        u = unit_rows(vectors if keep.all() else vectors[chosen], part.lengths[0][chosen])
+        u = np.ascontiguousarray(unit_rows(vectors if keep.all() else vectors[chosen], part.lengths[0][chosen]))
         decide = exactly(vectors, chosen, self.threshold, self.signed)
         pairs, roots = scan(u, self.threshold, decide, signed=self.signed)
         if self.method != "components":

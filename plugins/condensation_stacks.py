@@ -15,37 +15,33 @@ if TYPE_CHECKING:
     from ckpt_tools import BatchView
 
 STACKED = 512
-"""Up to this many neurons, matrices of one shape are worked on together."""
+"""Up to this many neurons, the steps of a block are worked on together."""
 STACK_ENTRIES = 1 << 18
-"""Numbers from which a stack of matrices is worked on and not added to: 1 MiB stays in the cache, and in the heap."""
+"""Most numbers of a stack of several steps: 1 MiB stays in the cache, and in the heap."""
 
 
 def stacks_of(view: BatchView, names: Sequence[str], *, alone: bool) -> Iterator[tuple[list[int], Array]]:
-    """Yield rows of the output and their neurons `[b, n, d]`: small sides of one shape together, large ones alone."""
-    waiting: dict[tuple[Any, ...], tuple[list[int], list[Array]]] = {}
-    for row, vectors in _sides(view, names):
-        if alone or len(vectors) > STACKED:
-            yield [row], vectors[None]
-            continue
-        key = (vectors.shape, vectors.dtype)
-        rows, stack = waiting.setdefault(key, ([], []))
-        rows.append(row)
-        stack.append(vectors)
-        if len(stack) * vectors.size >= STACK_ENTRIES:
-            yield rows, np.stack(stack)
-            del waiting[key]
-    yield from ((rows, np.stack(stack)) for rows, stack in waiting.values())
+    """Yield rows of the output and their neurons `[b, n, d]`: small sides of several steps together, large ones alone.
+
+    Rows are in the order of step, matrix, side.
+    """
+    count, per_step = len(view), 2 * len(names)
+    for matrix, name in enumerate(names):
+        out, into = view.info(name).shape
+        together = 1 if alone or max(out, into) > STACKED else max(1, STACK_ENTRIES // max(1, out * into))
+        for start in range(0, count, together):
+            steps = range(start, min(start + together, count))
+            for side, vectors in enumerate(_sides(view, name, steps)):
+                yield [step * per_step + 2 * matrix + side for step in steps], vectors
 
 
-def _sides(view: BatchView, names: Sequence[str]) -> Iterator[tuple[int, Array]]:
-    """Yield the neurons of every side of every matrix at every step, in the order of the output's rows."""
-    row = 0
-    for one in view:
-        matrices = one.matrices()
-        for name in names:
-            for vectors in sides(matrices[name], one.bias(name)):
-                yield row, vectors
-                row += 1
+def _sides(view: BatchView, name: str, steps: range) -> tuple[Array, Array]:
+    if len(steps) == 1:
+        one = view[steps[0]]
+        bias = one.bias(name)
+        return sides(one.matrices()[name][None], None if bias is None else bias[None])
+    part, biases = slice(steps.start, steps.stop), view.bias(name)
+    return sides(view.matrices()[name][part], None if biases is None else biases[part])
 
 
 def lines_of(view: BatchView, names: Sequence[str]) -> dict[str, Any]:

@@ -40,17 +40,32 @@ def wasserstein(a: Floats, b: Floats) -> Floats:
     >>> float(wasserstein(np.array([0.0, 1.0]), np.array([3.0, 1.0])))
     1.5
     """
+    return _apart(np.sort(a, axis=-1), np.sort(b, axis=-1))
+
+
+def _apart(a: Floats, b: Floats) -> Floats:
+    """Return the Wasserstein-1 distance `[...]` of samples in order."""
     if not a.shape[-1]:
         return np.full(np.broadcast_shapes(a.shape, b.shape)[:-1], np.nan)
-    return np.asarray(np.abs(np.sort(a, axis=-1) - np.sort(b, axis=-1)).mean(axis=-1))
+    return np.asarray(np.abs(a - b).mean(axis=-1))
 
 
-def amplitudes(view: View, name: str, reader: str | None) -> Floats:
-    """Return the amplitude `[out]` of every neuron of a matrix, in units of the weights."""
-    size = norms(neuron_vectors(view, name)["input"])
-    return size if reader is None else np.sqrt(size * norms(view.matrices()[reader].T))
+def amplitudes(views: Sequence[View], name: str, reader: str | None) -> Floats:
+    """Return the amplitude `[view, out]` of every neuron of a matrix at some checkpoints, in units of the weights."""
+    size = _norms([neuron_vectors(view, name)["input"] for view in views])
+    return size if reader is None else np.sqrt(size * _norms([view.matrices()[reader].T for view in views]))
 
 
+def _norms(vectors: Sequence[Array]) -> Floats:
+    """Return the norms `[view, n]` of neurons `[n, d]` of some checkpoints: small ones at once, and copied for that."""
+    if vectors[0].size > TOGETHER:
+        return np.array([norms(each) for each in vectors])
+    across = vectors[0].flags.f_contiguous and not vectors[0].flags.c_contiguous
+    return norms(np.stack([each.T for each in vectors]).swapaxes(-1, -2) if across else np.stack(vectors))
+
+
+TOGETHER = 1 << 16
+"""Numbers of a matrix up to which several checkpoints are worked on at once."""
 _MEASURES: Mapping[str, Out] = {
     "norm": Out(long_name="Frobenius norm"),
     "distance": Out(long_name="distance from the first checkpoint, relative to its norm"),
@@ -74,6 +89,7 @@ class Drift(Analyzer):
     """Distance from the first checkpoint, update, speed and direction of every matrix, and of all weights together."""
 
     name = "drift"
+    version = "2"
     needs = "weights"
     batched = True
     reference = ("first", "previous", "before_previous")
@@ -183,20 +199,20 @@ def _amplitudes(views: Sequence[View], at: Places, names: Sequence[str], time: I
     now, later = int(at.now[0]), np.where(time > 0, time, np.nan)
     readers = outgoing(views[now])
     for number, name in enumerate(names):
-        count = views[now].info(name).shape[0]
-        found = np.array([amplitudes_like(view, name, readers.get(name), count) for view in views])
-        here = found[at.now]
-        moved = np.where(time > 0, wasserstein(here, found[at.before]), np.nan)
-        values[:, :, number] = here.mean(axis=1), wasserstein(here, found[at.first]), moved, moved / later
+        found = np.full((len(views), views[now].info(name).shape[0]), np.nan)
+        alike = [i for i, view in enumerate(views) if _has(view, name, readers.get(name), found.shape[1])]
+        found[alike] = amplitudes([views[i] for i in alike], name, readers.get(name))
+        ordered = np.sort(found, axis=1)
+        here = ordered[at.now]
+        moved = np.where(time > 0, _apart(here, ordered[at.before]), np.nan)
+        values[:, :, number] = here.mean(axis=1), _apart(here, ordered[at.first]), moved, moved / later
     return dict(zip(_AMPLITUDES, values, strict=True))
 
 
-def amplitudes_like(view: View, name: str, reader: str | None, count: int) -> Floats:
-    """Return a checkpoint's amplitudes `[count]`, NaN where it has no such neurons."""
+def _has(view: View, name: str, reader: str | None, count: int) -> bool:
+    """Return whether a checkpoint has so many neurons of that name."""
     matrices = view.matrices()
-    if name not in matrices or (reader is not None and reader not in matrices) or view.info(name).shape[0] != count:
-        return np.full(count, np.nan)
-    return amplitudes(view, name, reader)
+    return name in matrices and (reader is None or reader in matrices) and view.info(name).shape[0] == count
 
 
 def _measures(products: Floats, time: Ints) -> dict[str, Floats]:

@@ -63,10 +63,11 @@ class Curvature:
     def matvec(self, v: Vector) -> Vector:
         """Return the product with a flat vector."""
         pieces = self._pieces(v)
+        if self._kept is not None:
+            return self._parts[0][0] * self._flat(self._kept(pieces))
         total = np.zeros(self.size, self.dtype)
         for share, function in self._parts:
-            product = self._kept or self._linearise(function)[2]
-            total += share * self._flat(product(pieces))
+            total += share * self._flat(self._linearise(function)[2](pieces))
         return total
 
     def _hessian(self, function: Any) -> tuple[torch.Tensor, Sequence[torch.Tensor], _Product]:

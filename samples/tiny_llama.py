@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 
 def main(folder: str) -> None:
     torch.manual_seed(0)
+    logging.disable_progress_bar()
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=64,

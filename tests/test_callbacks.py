@@ -105,7 +105,7 @@ lightning_name = pytest.mark.parametrize("library", ["lightning.pytorch", "pytor
 
 
 def fit(library: str, callback: Any, out: Path, **more: Any) -> dict[int, Any]:
-    """Train 2 epochs of 5 batches; return the weights after every update."""
+    """Train 2 epochs of 5 batches, then save `last.ckpt`; return the weights after every update."""
     lightning = pytest.importorskip(library)
     seen: dict[int, Any] = {}
 
@@ -127,18 +127,19 @@ def fit(library: str, callback: Any, out: Path, **more: Any) -> dict[int, Any]:
 
     class Watch(lightning.Callback):  # type: ignore[misc, name-defined]
         def on_train_start(self, trainer: Any, module: Any) -> None:
-            seen[0] = weights(module)
+            seen[trainer.global_step] = weights(module)
 
         def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
             seen[trainer.global_step] = weights(module)
 
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(20, 3)), batch_size=4)
     work = lightning.Trainer(
-        max_epochs=2, callbacks=[callback, Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(out),
-        accumulate_grad_batches=more.get("accumulate", 1),
+        max_epochs=more.get("epochs", 2), accumulate_grad_batches=more.get("accumulate", 1), accelerator="cpu",
+        callbacks=[callback, Watch()], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=str(out),
     )  # fmt: skip
-    work.fit(Regression(), data, data)
+    work.fit(Regression(), data, data, ckpt_path=more.get("continued"))
+    work.save_checkpoint(out / "last.ckpt")
     return seen
 
 
@@ -170,6 +171,18 @@ def test_lightning_with_accumulated_gradients(tmp_path: Path, library: str) -> N
     pytest.importorskip(library)
     fit(library, lightning_callback(tmp_path / "run"), tmp_path, accumulate=2)
     assert open_trajectory(tmp_path / "run").steps == list(range(7))
+
+
+@lightning_name
+def test_lightning_continues_its_run(tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library)
+    seen = fit(library, lightning_callback(tmp_path / "run"), tmp_path, epochs=1)
+    assert sorted(seen) == list(range(6))
+    more = fit(library, lightning_callback(tmp_path / "run"), tmp_path, continued=str(tmp_path / "last.ckpt"))
+    assert sorted(more) == list(range(5, 11))
+    check_recorded(tmp_path / "run", seen | more)
+    assert read_run(tmp_path / "run").status == "finished"
+    assert read_metrics(tmp_path / "run")["step"].tolist() == list(range(1, 11))
 
 
 @lightning_name

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hookimpl, option
 
-from .loop import TrainedFamily
+from .family import TrainedFamily
 
 Batch = Mapping[str, Tensor]
 
@@ -69,6 +69,7 @@ class AttnMLP(TrainedFamily):
     name = "attn_mlp"
     reads = "sequences"
     Config: ClassVar[type[Options]] = Config
+    Model: ClassVar[type[nn.Module]] = Model
     table = RoleTable(
         rules=(
             *(Rule(f"attn.{part}.weight", (f"layers.0.attn.{part}",)) for part in "qkv"),
@@ -78,12 +79,6 @@ class AttnMLP(TrainedFamily):
     )
 
     @classmethod
-    def build(cls, config: Mapping[str, Any]) -> nn.Module:
-        """Return the model of a configuration; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            return Model(Config(**config))
-
-    @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
         """Draw every matrix from N(0, std^2), in float64 whatever the model is."""
         c = Config(**config)
@@ -91,12 +86,6 @@ class AttnMLP(TrainedFamily):
             for p in module.parameters():
                 spread = p.shape[1] ** -c.gamma if c.std is None else c.std
                 p.copy_(spread * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-
-    @classmethod
-    def forward(cls, module: Any, batch: Batch, *, record: bool = False) -> Activations:
-        """Run the model on `inputs` [B, s, d]; `module` needs only be callable like `Model`."""
-        shown: Activations = module(batch["inputs"], record=record)
-        return shown
 
     @classmethod
     def loss(cls, module: Any, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hookimpl, option
 
-from .loop import TrainedFamily
+from .family import TrainedFamily, group_std
 from .mlp import ACTIVATIONS
 from .transformer import about_last, cross_entropy
 
@@ -73,7 +73,7 @@ class Model(nn.Module):
         return Activations(self.unembed(h), (x, h) if record else ())
 
 
-GROUPS = {"embed.weight": "embed", "mlp.up.weight": "mlp", "unembed.weight": "unembed"}
+GROUPS = {"embed": "embed", r"mlp\.up": "mlp", "unembed": "unembed"}
 
 
 class EmbMLP(TrainedFamily):
@@ -81,6 +81,7 @@ class EmbMLP(TrainedFamily):
 
     name = "emb_mlp"
     Config: ClassVar[type[Options]] = Config
+    Model: ClassVar[type[nn.Module]] = Model
     table = RoleTable(
         rules=(
             Rule("embed.weight", ("embed",)),
@@ -91,39 +92,25 @@ class EmbMLP(TrainedFamily):
     )
 
     @classmethod
-    def build(cls, config: Mapping[str, Any]) -> nn.Module:
-        """Return the model of a configuration; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            return Model(Config(**config))
-
-    @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
         """Draw every matrix from N(0, std^2) of its group, in float64 whatever the model is."""
         c = Config(**config)
         with torch.no_grad():
             for name, p in module.named_parameters():
-                p.copy_(spread(c, name, p.shape[1]) * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+                draw = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                p.copy_(group_std(c, GROUPS, name, p.shape[1]) * draw)
 
     @classmethod
     def forward(cls, module: Any, batch: Batch, *, record: bool = False) -> Activations:
         """Run the model on `tokens` [B, T]; `module` needs only be callable like `Model`."""
         if "key_log_weight" in batch or not about_last(batch.get("targets", batch["tokens"][:, 0])):
             raise OptionError("emb_mlp gives one answer per sequence, and the task asks for one per token.")
-        shown: Activations = module(batch["tokens"], record=record)
-        return shown
+        return super().forward(module, batch, record=record)
 
     @classmethod
     def loss(cls, module: Any, batch: Batch) -> Tensor:
         """Return the cross entropy in nats, see `transformer.cross_entropy`."""
         return cross_entropy(cls.scored(module, batch), batch)
-
-
-def spread(c: Config, name: str, d_in: int) -> float:
-    """Return the initial std of a matrix: its group's rate if set, else `std` if set, else rate `gamma`."""
-    rate: float | None = getattr(c, f"gamma_{GROUPS[name]}")
-    if rate is None and c.std is not None:
-        return c.std
-    return float(d_in ** -(c.gamma if rate is None else rate))
 
 
 @hookimpl

@@ -11,7 +11,6 @@ written out, since the fused kernels cannot be differentiated twice.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hookimpl, option
+from ckpt_tools import Activations, OptionError, Options, RoleTable, hookimpl, option
 
-from .loop import TrainedFamily
-from .transformer import about_last
+from .family import TrainedFamily, group_std, rules
+from .transformer import GROUPS, MODULES, about_last
 from .transformer import cross_entropy as weighted_cross_entropy
 
 Batch = Mapping[str, Tensor]
@@ -163,37 +162,17 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-SUBLAYERS = ("attn.q", "attn.k", "attn.v", "attn.o", "attn.norm", "mlp.up", "mlp.down", "mlp.norm")
-MODULES = {"embed": "embed", "position": "embed.position", "norm": "norm", "unembed": "unembed"}
-MODULES |= {name: name for name in (f"layers.{{i}}.{part}" for part in SUBLAYERS)}
-GROUPS = {
-    "embed|position": "embed",
-    r".*\.[qk]": "qk",
-    r".*\.[vo]": "vo",
-    r".*\.(up|down)": "mlp",
-    "unembed": "unembed",
-}
-
-
 class GPT(TrainedFamily):
     """Decoder-only language models."""
 
     name = "gpt"
     Config: ClassVar[type[Options]] = Config
+    Model: ClassVar[type[nn.Module]] = Model
     table = RoleTable(
-        rules=(
-            *(Rule(f"{module}.weight", (role,)) for module, role in MODULES.items()),
-            *(Rule(f"{module}.bias", (f"{role}.bias",)) for module, role in MODULES.items()),
-        ),
+        rules=rules(MODULES),
         tied=(("unembed.weight", "embed.weight"),),
         config={"n_layers": "layers", "n_heads": "heads", "n_kv_heads": "heads", "d_model": "d_model"},
     )
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> nn.Module:
-        """Return the model of a configuration; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            return Model(Config(**config))
 
     @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
@@ -211,8 +190,7 @@ class GPT(TrainedFamily):
     def forward(cls, module: Any, batch: Batch, *, record: bool = False) -> Activations:
         """Run the model on `tokens` [B, T]; `module` needs only be callable like `Model`."""
         _refuse(batch)
-        shown: Activations = module(batch["tokens"], record=record)
-        return shown
+        return super().forward(module, batch, record=record)
 
     @classmethod
     def scored(cls, module: Any, batch: Batch) -> Tensor:
@@ -233,12 +211,9 @@ def _refuse(batch: Batch) -> None:
 
 
 def spread(c: Config, name: str, d_in: int) -> float:
-    """Return the initial std of a matrix: its group's rate if set, else `std` if set, else rate `gamma`."""
-    stem = name.removesuffix(".weight")
-    group = next(group for pattern, group in GROUPS.items() if re.fullmatch(pattern, stem))
-    rate: float | None = getattr(c, f"gamma_{group}")
-    std = c.std if rate is None and c.std is not None else float(d_in ** -(c.gamma if rate is None else rate))
-    return std / (2 * c.layers) ** 0.5 if c.scale_residual and stem.endswith((".o", ".down")) else std
+    """Return the initial std of a matrix: that of its group, and `scale_residual` divides o and down."""
+    std = group_std(c, GROUPS, name, d_in)
+    return std / (2 * c.layers) ** 0.5 if c.scale_residual and name.endswith((".o.weight", ".down.weight")) else std
 
 
 @hookimpl

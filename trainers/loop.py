@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
-from ckpt_tools import Family, Option, RunError, RunInfo, RunWriter, is_run, read_run
+from ckpt_tools import Family, RunError, RunInfo, RunWriter, is_run, read_run
 
 from .distributed import processes
-from .settings import Plan, plan, settings
+from .settings import Plan, plan
 from .tasks import Batch
 from .training import Training, tied
+
+if TYPE_CHECKING:
+    from .family import TrainedFamily
 
 RESUME_FILE = "resume.pt"
 RESUME_SECONDS = 30.0
@@ -33,51 +35,27 @@ RESUME_SECONDS = 30.0
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 
 
-class TrainedFamily(Family):
-    """A family that this loop trains: it also says how its weights start and which logits are scored.
-
-    `reads` is what its inputs are, "tokens" or "vectors".
-    """
-
-    reads: ClassVar[str] = "tokens"
-
-    @classmethod
-    def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
-        """Fill the weights of a built module from a generator."""
-        raise NotImplementedError(f"family {cls.name!r} must define init(module, config, generator)")
-
-    @classmethod
-    def scored(cls, module: Any, batch: Batch) -> Tensor:
-        """Return the logits of a batch where the task scores them; a family may leave out the other positions."""
-        return cls.forward(module, batch).logits
-
-    @classmethod
-    def settings(cls, task: str) -> Mapping[str, Option]:
-        """Return every setting of training this family on a task, with the task's defaults."""
-        return settings(cls, task)
-
-    @classmethod
-    def train(
-        cls,
-        task: str,
-        values: Mapping[str, Any],
-        out: Path,
-        *,
-        resume: bool = False,
-        on_step: OnStep | None = None,
-    ) -> str:
-        """Train into run folder `out`; see `ckpt_tools.Family.train`. `resume` starts a run that is not there yet."""
-        info = read_run(out) if resume and is_run(out) else None
-        chosen = plan(cls, task, values) if info is None else _same_plan(cls, task, values, info)
-        if info is not None and info.status == "finished":
-            return "finished"
-        with processes(chosen.loop.device) as group:
-            training = Training(cls, task, chosen, group)
-            group.wait()  # until all have looked for the run
-            train = _run if group.rank == 0 else _follow
-            status = train(training, out, info, on_step)
-            group.wait()  # whoever leaves first closes connections that others still use
-            return status
+def train(
+    family: type[TrainedFamily],
+    task: str,
+    values: Mapping[str, Any],
+    out: Path,
+    *,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> str:
+    """Train a family into run folder `out` and return the run's status; see `ckpt_tools.Family.train`."""
+    info = read_run(out) if resume and is_run(out) else None
+    chosen = plan(family, task, values) if info is None else _same_plan(family, task, values, info)
+    if info is not None and info.status == "finished":
+        return "finished"
+    with processes(chosen.loop.device) as group:
+        training = Training(family, task, chosen, group)
+        group.wait()  # until all have looked for the run
+        run = _run if group.rank == 0 else _follow
+        status = run(training, out, info, on_step)
+        group.wait()  # whoever leaves first closes connections that others still use
+        return status
 
 
 def _same_plan(family: type[Family], task: str, values: Mapping[str, Any], info: RunInfo) -> Plan:
@@ -100,6 +78,7 @@ def _open(training: Training, out: Path, info: RunInfo | None) -> RunWriter:
     if info is not None:
         _restore(training, out)
         return RunWriter.resume(out, step=training.step, mode=training.plan.loop.mode)
+    training.metrics(training.probe)  # a family that refuses the task does so before there is a run
     chosen = training.plan
     run = RunWriter(
         out,

@@ -15,7 +15,6 @@ of weights if wanted.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 
 from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hookimpl, option
 
-from .loop import TrainedFamily
+from .family import TrainedFamily, group_std, rules
 from .scan import selective_scan, ssd
 from .transformer import about_last, cross_entropy
 
@@ -264,10 +263,10 @@ class Mamba(TrainedFamily):
 
     name = "mamba"
     Config: ClassVar[type[Options]] = Config
+    Model: ClassVar[type[nn.Module]] = Model
     table = RoleTable(
         rules=(
-            *(Rule(f"{module}.weight", (role,)) for module, role in MODULES.items()),
-            *(Rule(f"{module}.bias", (f"{role}.bias",)) for module, role in MODULES.items()),
+            *rules(MODULES),
             Rule("layers.{i}.ssm.dt_bias", ("layers.{i}.ssm.dt.bias",)),
             Rule("layers.{i}.ssm.A_log", ("layers.{i}.ssm.A_log",)),
             Rule("layers.{i}.ssm.D", ("layers.{i}.ssm.D",)),
@@ -276,12 +275,6 @@ class Mamba(TrainedFamily):
         config={"n_layers": "layers", "d_model": "d_model"},
         signature=("embed.weight", "layers.{i}.ssm.in_x.weight", "layers.{i}.ssm.A_log"),
     )
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> nn.Module:
-        """Return the model of a configuration; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            return Model(Config(**config))
 
     @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
@@ -294,12 +287,6 @@ class Mamba(TrainedFamily):
         with torch.no_grad():
             for name, p in module.named_parameters():
                 p.copy_(initial(c, name, p.shape, generator))
-
-    @classmethod
-    def forward(cls, module: Any, batch: Batch, *, record: bool = False) -> Activations:
-        """Run the model on `tokens` [B, T]; `module` needs only be callable like `Model`."""
-        shown: Activations = module(batch["tokens"], record=record)
-        return shown
 
     @classmethod
     def scored(cls, module: Any, batch: Batch) -> Tensor:
@@ -323,17 +310,7 @@ def initial(c: Config, name: str, shape: torch.Size, generator: torch.Generator)
         return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
     if len(shape) < 2:
         return torch.full(shape, float(not name.endswith("bias")), dtype=torch.float64)
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * spread(c, name, shape[1])
-
-
-def spread(c: Config, name: str, d_in: int) -> float:
-    """Return the initial std of a matrix: its group's rate if set, else `std` if set, else rate `gamma`."""
-    stem = name.removesuffix(".weight")
-    group = next(group for pattern, group in GROUPS.items() if re.fullmatch(pattern, stem))
-    rate: float | None = getattr(c, f"gamma_{group}")
-    if rate is None and c.std is not None:
-        return c.std
-    return float(d_in ** -(c.gamma if rate is None else rate))
+    return torch.randn(shape, generator=generator, dtype=torch.float64) * group_std(c, GROUPS, name, shape[1])
 
 
 @hookimpl

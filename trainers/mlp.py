@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hookimpl, option
+from ckpt_tools import Activations, OptionError, Options, RoleTable, hookimpl, option
 
-from .loop import TrainedFamily
+from .family import TrainedFamily, rules
 
 Batch = Mapping[str, Tensor]
 
@@ -96,18 +96,8 @@ class MLP(TrainedFamily):
     name = "mlp"
     reads = "vectors"
     Config: ClassVar[type[Options]] = Config
-    table = RoleTable(
-        rules=(
-            Rule("layers.{i}.weight", ("layers.{i}.linear",)),
-            Rule("layers.{i}.bias", ("layers.{i}.linear.bias",)),
-        ),
-    )
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> nn.Module:
-        """Return the model of a configuration; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            return Model(Config(**config))
+    Model: ClassVar[type[nn.Module]] = Model
+    table = RoleTable(rules({"layers.{i}": "layers.{i}.linear"}))
 
     @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
@@ -117,12 +107,6 @@ class MLP(TrainedFamily):
             for name, p in module.named_parameters():
                 layer = int(name.split(".")[1])
                 p.copy_(spreads[layer] * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-
-    @classmethod
-    def forward(cls, module: Any, batch: Batch, *, record: bool = False) -> Activations:
-        """Run the model on `inputs` [B, d_in]; `module` needs only be callable like `Model`."""
-        shown: Activations = module(batch["inputs"], record=record)
-        return shown
 
     @classmethod
     def loss(cls, module: Any, batch: Batch) -> Tensor:

@@ -98,14 +98,14 @@ def declared(family: type[Family], task: type[Task]) -> dict[str, Option]:
     return found
 
 
-def settings(family: type[Family], task: str) -> dict[str, Option]:
-    """Return every setting of training a family on a task, with the defaults the task gives."""
+def settings(family: type[Family], task: str, named: str | None = None) -> dict[str, Option]:
+    """Return every setting of training a family on a task, with the defaults that the task and a preset give."""
     kind = task_class(task)
-    defaults = kind().defaults()
-    return {
-        name: replace(entry, default=defaults.get(name, entry.default))
-        for name, entry in declared(family, kind).items()
-    }
+    known = declared(family, kind)
+    given = preset(family.name, task, named, known)
+    chosen = kind.parse(_of(kind, given))
+    defaults = {**_suited(chosen.defaults(), known), **given, "preset": named}
+    return {name: replace(entry, default=defaults.get(name, entry.default)) for name, entry in known.items()}
 
 
 def plan(family: type[Family], task: str, values: Mapping[str, Any]) -> Plan:
@@ -123,13 +123,22 @@ def plan(family: type[Family], task: str, values: Mapping[str, Any]) -> Plan:
         )
     values = {**preset(family.name, task, values.get("preset"), known), **values}
     chosen = kind.parse(_of(kind, values))
-    values = {**chosen.defaults(), **values}
+    values = {**_suited(chosen.defaults(), known), **values}
     config = family.Config.parse(_of(family.Config, values))
     for name in ("vocabulary", "context"):
         _fit_size(config, chosen, name)
     for name in ("inputs", "outputs", "padding", "characters"):
         _fit_exactly(config, chosen, name)
     return Plan(config, chosen, Loop.parse(_of(Loop, values)))
+
+
+def _suited(defaults: Mapping[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+    """Return a task's defaults without those below what a family takes, such as no MLP where it cannot do without."""
+    return {name: value for name, value in defaults.items() if name not in known or not _below(known[name], value)}
+
+
+def _below(entry: Option, value: Any) -> bool:
+    return entry.min is not None and isinstance(value, int | float) and value < entry.min
 
 
 def _of(options: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:

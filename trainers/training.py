@@ -26,7 +26,7 @@ from .settings import Loop, Plan
 from .tasks import Batch, count, take
 
 if TYPE_CHECKING:
-    from .loop import TrainedFamily
+    from .family import TrainedFamily
 
 STREAMS = ("weights", "data", "probe", "order", "evaluation")
 

@@ -12,7 +12,6 @@ follows "Initialization is Critical" (arXiv 2405.05409): std = d_in^-gamma, per 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ckpt_tools import Activations, OptionError, Options, RoleTable, Rule, hookimpl, option
+from ckpt_tools import Activations, OptionError, Options, RoleTable, hookimpl, option
 
-from .loop import TrainedFamily
+from .family import TrainedFamily, group_std, rules
 
 Batch = Mapping[str, Tensor]
 
@@ -284,11 +283,9 @@ class Transformer(TrainedFamily):
 
     name = "transformer"
     Config: ClassVar[type[Options]] = Config
+    Model: ClassVar[type[nn.Module]] = Model
     table = RoleTable(
-        rules=(
-            *(Rule(f"{module}.weight", (role,)) for module, role in MODULES.items()),
-            *(Rule(f"{module}.bias", (f"{role}.bias",)) for module, role in MODULES.items()),
-        ),
+        rules=rules(MODULES),
         tied=(("unembed.weight", "embed.weight"),),
         config={
             "n_layers": "layers",
@@ -299,12 +296,6 @@ class Transformer(TrainedFamily):
         },
         signature=("embed.weight", "layers.{i}.attn.q.weight", "layers.{i}.attn.k.weight"),
     )
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> nn.Module:
-        """Return the model of a configuration; torch's global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            return Model(Config(**config))
 
     @classmethod
     def init(cls, module: nn.Module, config: Mapping[str, Any], generator: torch.Generator) -> None:
@@ -342,19 +333,11 @@ class Transformer(TrainedFamily):
 
 
 def spread(c: Config, name: str, d_in: int) -> float:
-    """Return the initial std of a matrix: its group's rate if set, else `std` if set, else rate `gamma`.
-
-    `gain` multiplies it, and `scale_residual` divides that of o and down.
-    """
-    stem = name.removesuffix(".weight")
-    group = next(group for pattern, group in GROUPS.items() if re.fullmatch(pattern, stem))
-    rate: float | None = getattr(c, f"gamma_{group}")
+    """Return the initial std of a matrix: `gain` multiplies that of its group, `scale_residual` divides o and down."""
     factor = c.gain
-    if c.scale_residual and stem.endswith((".o", ".down")):
+    if c.scale_residual and name.endswith((".o.weight", ".down.weight")):
         factor /= math.sqrt(2 * c.layers)
-    if rate is None and c.std is not None:
-        return factor * c.std
-    return float(factor * d_in ** -(c.gamma if rate is None else rate))
+    return factor * group_std(c, GROUPS, name, d_in)
 
 
 @hookimpl

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ..results.choose import Chosen
     from ..results.reader import Results, Variable
 
-_ONE_STEP_COLUMNS = 4
 _CAVEATS = {
     "bfloat16": "rounding to bfloat16 alone shifts effective ranks by up to 28 % on steep spectra; "
     "participation ratios and stable ranks do not move",
@@ -148,30 +147,18 @@ def _skipped(found: Results) -> Iterator[tuple[str, str]]:
 
 
 def _print_group(console: Console, found: Results, one: Chosen) -> None:
-    from .tables import facts
+    from .summary import print_summary
 
     for variables in _tables(one):
         console.print()
         _print_table(console, one, variables)
-    summary = one.group.attrs.get("summary") or {}
-    if summary:
-        console.print()
-        console.print(f"Summary of {one.group.name}")
-        facts(console, ((f"  {key}", _fact(value)) for key, value in summary.items()))
+    print_summary(console, one)
     if one.others and one.group.name in found.groups:
         others = ", ".join(one.others)
         console.print()
         console.print(f"Also in {one.group.name}: {others}.")
         command = shlex.join(["ckpt", "show", str(found.path), "--what", f"{one.group.name}.{one.others[0]}"])
         console.print(f"Show one: {command}", soft_wrap=True)
-
-
-def _fact(value: Any) -> str:
-    from .tables import number
-
-    if isinstance(value, float):
-        return number(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _tables(one: Chosen) -> list[list[Variable]]:
@@ -185,7 +172,9 @@ def _tables(one: Chosen) -> list[list[Variable]]:
 
 def _parts(table: list[Variable]) -> Iterator[list[Variable]]:
     """Cut a table of outputs side by side into parts that fit a line."""
-    width = _ONE_STEP_COLUMNS if len(table[0].dims) > 1 else len(table)
+    from .tables import ONE_STEP_COLUMNS
+
+    width = ONE_STEP_COLUMNS if len(table[0].dims) > 1 else len(table)
     yield from (table[i : i + width] for i in range(0, len(table), width))
 
 

@@ -115,6 +115,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return claims as columns of text."""
     from ..study.table import claim_columns, claim_rows
 
-    lines = [[cell.replace("*", "") for cell in line] for line in [claim_columns(rows), *claim_rows(rows)]]
+    lines = [[cell.replace("**", "") for cell in line] for line in [claim_columns(rows), *claim_rows(rows)]]
     width = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, width)).rstrip() for line in lines)

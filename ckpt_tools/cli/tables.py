@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-=+*#@"
 MOST_ROWS = 100
+ONE_STEP_COLUMNS = 4
+"""Outputs side by side in a table of one checkpoint."""
 _FLAT = 1e-12
 _LONG_HEAD = 10
 
 
 def number(value: Any) -> str:
-    """Return four significant digits of a float, integers in full, texts escaped."""
+    """Return four significant digits of a float, integers in full, texts escaped, a dash for None."""
+    if value is None:
+        return "-"
     if isinstance(value, str):
         return printable(value)
     return str(int(value)) if isinstance(value, int | np.integer) else f"{value:.4g}"

@@ -66,12 +66,13 @@ def train(
 
     kind = load_registry().family(family)
     declared = kind.settings(task)
+    values = merged(shortcuts, texts)
     if help_settings:
-        click.echo(_settings_json(declared) if as_json else _settings_text(declared))
+        shown = kind.settings(task, values["preset"]) if "preset" in values else declared
+        click.echo(_settings_json(shown) if as_json else _settings_text(shown))
         return 0
     if out is None:
         raise OptionError("--out is missing: name the run folder to create.")
-    values = merged(shortcuts, texts)
     quiet = quiet or os.environ.get("RANK", "0") != "0"  # torchrun: the first process speaks for all
     runs = list(combinations(parse_sweeps(sweeps, values, declared))) if sweeps else [("", {})]
     outcomes = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,17 @@ def analyze(
     job = _job(source, plugins, options, steps, matrices, plugin_files, data, timeout, cache_size, part)
     target = _target(Path(output), force)
     plans = follow(job, registry) if watch else iter([(job.plan(registry), True)])
-    first = next(plans)
+    elsewhere = cluster is not None
+    rounds = ((plan, cache(partial(_fitted, plan, workers, memory, elsewhere)), last) for plan, last in plans)
+    first = next(rounds)
     if not journal_path(target).exists():  # what is refused leaves no journal behind
-        _fitted(first[0], workers, memory)
+        first[1]()
     with _client(cluster) as client, Journal(target, fresh=force) as journal:
         total = Tally()
         session = None
         try:
-            for plan, last in chain([first], plans):
-                fitting = workers
-                if missing(plan, Keys(plan, journal)):  # else nothing need be opened
-                    plan, fitting = _fitted(plan, workers, memory, client)
-                session = Session(plan, journal, target, workers=fitting, strict=strict, client=client)
+            for plan, fit, last in chain([first], rounds):
+                session = Session(plan, journal, target, fit, strict=strict, client=client)
                 total.add(session.run(on_progress, last=last))
                 if total.interrupted:
                     break
@@ -182,14 +182,12 @@ def _client(cluster: Any) -> Iterator[Any]:
         yield cluster
 
 
-def _fitted(plan: Plan, workers: int, memory: int | None, client: Any = None) -> tuple[Plan, int]:
-    """Return the plan with each process's share of the memory, and how many processes fit; workers elsewhere judge
-    for themselves."""
-    if client is not None:
-        return replace(plan, job=replace(plan.job, memory=memory or 0)), workers
+def _fitted(plan: Plan, workers: int, memory: int | None, elsewhere: bool) -> tuple[int, int]:
+    """Return how many processes fit and each one's share of the memory; workers elsewhere judge for themselves."""
+    if elsewhere:
+        return workers, memory or 0
     needs, _ = needs_of(plan, range(len(plan.steps)))
-    fitting, share = workers_that_fit(memory, workers, needs.least)
-    return replace(plan, job=replace(plan.job, memory=share)), fitting
+    return workers_that_fit(memory, workers, needs.least)
 
 
 def _outcome(session: Session, output: Path, seconds: float) -> Outcome:

@@ -28,6 +28,8 @@ from .run import Runner, StepResult, Tick, Wanted
 from .work import cost
 
 TASK_STEPS = 16
+AHEAD = 2
+"""Tasks handed out per process: none waits for its next one while this process keeps the results of another."""
 TRIES = 3
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -82,11 +84,16 @@ def _ahead(plan: Plan, weights: Weights, workers: int) -> Ahead:
 
 
 def tasks_of(wanted: Wanted, workers: int) -> list[Task]:
-    """Cut the work into tasks of consecutive positions: small enough that the last ones keep all workers busy."""
-    positions = sorted(wanted)
-    size = max(1, min(TASK_STEPS, len(positions) // (4 * workers)))
-    parts = [positions[i : i + size] for i in range(0, len(positions), size)]
-    return [Task({p: wanted[p] for p in part}) for part in parts]
+    """Cut the work into tasks of consecutive positions, each its worker's share of half of what is left.
+
+    So they end with single checkpoints, and no worker is idle for longer than one of them.
+    """
+    positions, at, tasks = sorted(wanted), 0, []
+    while at < len(positions):
+        size = max(1, min(TASK_STEPS, (len(positions) - at) // (2 * workers)))
+        tasks.append(Task({p: wanted[p] for p in positions[at : at + size]}))
+        at += size
+    return tasks
 
 
 def _parallel(plan: Plan, wanted: Wanted, workers: int) -> Iterator[StepResult]:
@@ -100,22 +107,28 @@ def _parallel(plan: Plan, wanted: Wanted, workers: int) -> Iterator[StepResult]:
 
 
 def _with_pool(plan: Plan, queue: deque[Task], suspects: deque[Task], workers: int) -> Iterator[StepResult]:
-    """Work off the queue until it is empty or a process dies."""
+    """Work off the queue until it is empty or a process dies; what was being done then may have killed it."""
     running: dict[Future[list[StepResult]], Task] = {}
     with _pool(plan, workers) as pool:
-        while queue or running:
-            while queue and len(running) < workers:
-                task = queue.popleft()
-                running[pool.submit(_work, task.wanted)] = task
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            try:
+        try:
+            while queue or running:
+                while queue and len(running) < AHEAD * workers:
+                    future = pool.submit(_work, queue[0].wanted)
+                    running[future] = queue.popleft()
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     results = future.result()
                     del running[future]
                     yield from results
-            except BrokenProcessPool:
-                yield from buried(plan, list(running.values()), suspects)
-                return
+        except BrokenProcessPool:
+            finished = [future for future in running if future.exception() is None]
+            for future in finished:
+                del running[future]
+                yield from future.result()
+            # They are taken up in the order they were handed out, so those behind the first ones were only waiting.
+            tasks = list(running.values())
+            queue.extendleft(reversed(tasks[workers:]))
+            yield from buried(plan, tasks[:workers], suspects)
 
 
 def buried(plan: Plan, tasks: Sequence[Task], suspects: deque[Task]) -> Iterator[StepResult]:

@@ -20,6 +20,7 @@ from ..view import BatchView, View
 from ..weights import Block, Cache, Lazy, Weights
 from .ahead import Ahead
 from .limits import time_limit
+from .memory import keep_freed
 from .plan import Plan
 from .work import cost
 
@@ -61,6 +62,7 @@ class Runner:
 
     def run(self, wanted: Wanted) -> Iterator[StepResult]:
         """Yield the result of each position, for the analyzers wanted there, in order; close when done."""
+        keep_freed()
         try:
             for block in self._blocks(sorted(wanted)):
                 together = self._batched(block, wanted)

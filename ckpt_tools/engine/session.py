@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from .store import Store
 
 REFRESH_SECONDS = 120.0
 TICK_SECONDS = 0.1
+
+Fit = Callable[[], tuple[int, int]]
+"""Returns how many processes there are to be, and the bytes each may use."""
 
 
 @dataclass
@@ -64,23 +67,16 @@ def missing(
 
 
 class Session:
-    """Runs a plan against a journal."""
+    """Runs a plan against a journal; `fit` is asked for processes and their memory if anything is to be computed."""
 
     def __init__(
-        self,
-        plan: Plan,
-        journal: Journal,
-        target: Path,
-        *,
-        workers: int = 1,
-        strict: bool = False,
-        client: Any = None,
+        self, plan: Plan, journal: Journal, target: Path, fit: Fit, *, strict: bool = False, client: Any = None
     ) -> None:
         self.plan, self.journal = plan, journal
         self.keys = Keys(plan, journal)
         self.store = Store(plan, journal, target)
         self.tally = Tally()
-        self._workers, self._strict, self._client = workers, strict, client
+        self._fit, self._strict, self._client = fit, strict, client
         self._analyzers = {a.name: a for a in plan.analyzers}
         self._errors: list[CkptError] = []
 
@@ -112,6 +108,7 @@ class Session:
         finally:
             runner.close()
         wanted = missing(self.plan, self.keys, self._reuse)
+        workers = self._settle() if wanted else 1
         total, done = len(self.plan.steps), len(self.plan.steps) - len(wanted)
         fresh = told = time.monotonic()
 
@@ -122,13 +119,19 @@ class Session:
                 on_progress(done + share, total, f"step {step}, {name}")
 
         on_progress(done, total, "")
-        for result in compute(self.plan, wanted, self._workers, tick, self._client):
+        for result in compute(self.plan, wanted, workers, tick, self._client):
             self._take(result)
             done += 1
             on_progress(done, total, f"step {result.step}")
             if time.monotonic() - fresh > REFRESH_SECONDS:
                 self.store.write()
                 fresh = time.monotonic()
+
+    def _settle(self) -> int:
+        """Give the plan the memory of one process; return how many processes there are to be."""
+        workers, memory = self._fit()
+        self.plan.job = replace(self.plan.job, memory=memory)
+        return workers
 
     def _reuse(self, name: str, step: int, key: str) -> None:
         self.journal.show(name, step, key)

@@ -17,8 +17,11 @@ from ..results.reader import ResultGroup
 TRAJECTORY = "trajectory"
 
 
-class MissingRun(ResultsError):
-    """A run that a claim is about is not there, with the reason."""
+class Missing(ResultsError):
+    """The results that a claim is about are not there, with the reason on one line, as tables need it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(" ".join(reason.split()))
 
 
 class Measures:
@@ -70,15 +73,19 @@ class Measures:
 class RunResults:
     """The results of one run: `results["rank"]` by analyzer or label, `results["trajectory"]` what training logged.
 
-    `settings` are those that the study gives the run.
+    `settings` are those that the study gives the run; `absent` says, by the same names, why there are no results.
     """
 
-    def __init__(self, path: Path, labelled: Mapping[str, Path], settings: Mapping[str, Any]) -> None:
-        self.path, self.settings = path, settings
+    def __init__(
+        self, path: Path, labelled: Mapping[str, Path], settings: Mapping[str, Any], absent: Mapping[str, str]
+    ) -> None:
+        self.path, self.settings, self.absent = path, settings, absent
         self._labelled = labelled
         self._known: dict[str, Measures] = {}
 
     def __getitem__(self, name: str) -> Measures:
+        if name in self.absent:
+            raise Missing(self.absent[name])
         if name not in self._known:
             path = self._labelled.get(name, self.path)
             group = _only(path) if name in self._labelled else name
@@ -101,7 +108,7 @@ class Found:
 
     def __getitem__(self, run: str) -> RunResults:
         if run in self.absent:
-            raise MissingRun(f"run {run} {self.absent[run]}")
+            raise Missing(f"run {run} {self.absent[run]}")
         if run not in self._runs:
             raise ResultsError(f"The study has no run {run!r}.{nearest(run, self._runs)}")
         return self._runs[run]

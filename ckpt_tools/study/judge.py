@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .declare import Claim
-from .found import Found, MissingRun
+from .found import Found, Missing
 from .load import Loaded
 
 CLAIMS_FILE = "claims.json"
@@ -31,8 +31,8 @@ class Verdict:
     reason: str = ""
 
     def as_dict(self, study: str) -> dict[str, Any]:
-        """Return the verdict as one entry of `claims.json`."""
-        return {
+        """Return the verdict as one entry of `claims.json`; `reason` is there where there is one."""
+        row = {
             "study": study,
             "claim": self.claim.label,
             "seed": self.seed,
@@ -41,6 +41,7 @@ class Verdict:
             "threshold": self.claim.threshold,
             "holds": self.holds,
         }
+        return row | {"reason": self.reason} if self.reason else row
 
 
 def verdicts(claims: Iterable[Claim], found: Sequence[Found]) -> list[Verdict]:
@@ -65,7 +66,7 @@ def _of(claim: Claim, found: Sequence[Found]) -> Iterator[Verdict]:
 def _measured(claim: Claim, found: Found) -> Verdict:
     try:
         number = claim.measure(found)
-    except MissingRun as error:
+    except Missing as error:
         return Verdict(claim, found.seed, None, None, str(error))
     return _judged(claim, found.seed, number)
 

@@ -14,13 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..engine import analyze
+from ..engine import Outcome, analyze
 from ..errors import CkptError, RunError, SourceError
 from ..registry import Registry
 from ..results import read_results
 from ..run import is_run
 from .declare import Analysis
-from .found import Found, RunResults
+from .found import TRAJECTORY, Found, RunResults
 from .load import Loaded, check_settings
 
 Progress = Callable[[float, int, str], None]
@@ -115,15 +115,15 @@ def _one(stage: Stage, run: str, seed: int, done: Performance) -> RunResults | s
         return settings
     try:
         fresh = train(stage, run, seed, settings)
-        problem = measure(stage, run, seed)
     except CkptError as error:
         done.failed[f"{run}, seed {seed}"] = str(error)
         return f"failed: {error}"
     done.trained += fresh
     done.known += not fresh
+    problem, absent = measure(stage, run, seed)
     if problem:
         done.failed[f"{run}, seed {seed}"] = problem
-    return RunResults(*result_files(stage, run, seed), settings)
+    return RunResults(*result_files(stage, run, seed), settings, absent)
 
 
 def run_folder(out: Path, run: str, seed: int) -> Path:
@@ -173,32 +173,55 @@ def _watch(steps: list[int], progress: Progress) -> Callable[[int, int, Mapping[
     return on_step
 
 
-def measure(stage: Stage, run: str, seed: int) -> str:
-    """Run the study's analyses on a saved run; return the first failure, "" when there was none."""
+def measure(stage: Stage, run: str, seed: int) -> tuple[str, dict[str, str]]:
+    """Run the study's analyses on a saved run; return the first failure, "" when there was none, and by the names
+    that results go by why there are none."""
     base, labelled = result_files(stage, run, seed)
     base.parent.mkdir(parents=True, exist_ok=True)
-    problem = ""
+    first, absent = "", dict[str, str]()
     for target, analyses in _calls(stage.loaded.study.analyses, run, base, labelled):
-        one = analyses[0]
-        with stage.reporter(f"analyze {run}, seed {seed}") as progress:
-            outcome = analyze(
-                run_folder(stage.out, run, seed),
-                [a.analyzer for a in analyses],
-                output=target,
-                steps=one.steps,
-                matrices=one.matrices,
-                data=one.data,
-                options={a.analyzer: _placed(a.options, run_folder(stage.out, run, seed)) for a in analyses},
-                plugin_files=stage.loaded.plugin_files,
-                registry=stage.registry,
-                force=_from_elsewhere(target, run_folder(stage.out, run, seed)),
-                on_progress=progress,
-            )
-        if outcome.interrupted:
-            raise Interrupted
-        for step, name, reason in outcome.failures[:1]:
-            problem = problem or f"{name} at step {step}: {reason}"
-    return problem
+        problem, without = _measured(stage, run, seed, target, analyses)
+        first = first or problem
+        absent |= without
+    if first and not base.exists():
+        absent[TRAJECTORY] = first
+    return first, {name: f"run {run}: {reason}" for name, reason in absent.items()}
+
+
+def _measured(stage: Stage, run: str, seed: int, target: Path, these: Sequence[Analysis]) -> tuple[str, dict[str, str]]:
+    try:
+        outcome = _analyzed(stage, run, seed, target, these)
+    except CkptError as error:  # nothing at all was measured
+        return str(error), {a.key: str(error) for a in these}
+    if outcome.interrupted:
+        raise Interrupted
+    problem = next((f"{name} at step {step}: {reason}" for step, name, reason in outcome.failures), "")
+    with read_results(target) as results:
+        without = [a for a in these if a.analyzer not in results.groups]
+    return problem, {a.key: _failure(a.analyzer, outcome) for a in without}
+
+
+def _analyzed(stage: Stage, run: str, seed: int, target: Path, analyses: Sequence[Analysis]) -> Outcome:
+    one, folder = analyses[0], run_folder(stage.out, run, seed)
+    with stage.reporter(f"analyze {run}, seed {seed}") as progress:
+        return analyze(
+            folder,
+            [a.analyzer for a in analyses],
+            output=target,
+            steps=one.steps,
+            matrices=one.matrices,
+            data=one.data,
+            options={a.analyzer: _placed(a.options, folder) for a in analyses},
+            plugin_files=stage.loaded.plugin_files,
+            registry=stage.registry,
+            force=_from_elsewhere(target, folder),
+            on_progress=progress,
+        )
+
+
+def _failure(analyzer: str, outcome: Outcome) -> str:
+    step, reason = min((step, reason) for step, name, reason in outcome.failures if name == analyzer)
+    return f"{analyzer} failed at every step, at step {step} with {reason}"
 
 
 def _from_elsewhere(target: Path, run: Path) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .declare import Figure, Run, Study, Table
 from .draw import draw
-from .found import Found
+from .found import Found, Missing
 from .judge import Verdict
 from .load import Loaded
 from .perform import Performance
@@ -33,7 +33,7 @@ def write_report(
         f"## What the paper claims\n\n{study.claimed.strip()}",
         "## Claims\n\nEvery number is computed from the saved checkpoints; ✗ marks what misses its threshold.",
         markdown_table(claim_columns(rows), claim_rows(rows)),
-        *_notes(judged, done),
+        *_notes(done),
         *_figures(study, done.found, out),
         *_tables(study, done.found),
     ]
@@ -64,11 +64,9 @@ def _about(run: Run) -> str:
     return "; ".join(part for part in (run.about, reads) if part)
 
 
-def _notes(judged: Sequence[Verdict], done: Performance) -> Iterator[str]:
+def _notes(done: Performance) -> Iterator[str]:
     lines = [f"- Run `{run}` was left out: it {reason}." for run, reason in done.skipped.items()]
     lines += [f"- {where}: {reason}" for where, reason in done.failed.items()]
-    reasons = dict.fromkeys(f"{v.claim.name}: {v.reason}" for v in judged if v.reason)
-    lines += [f"- Not measured: {reason}." for reason in reasons]
     if lines:
         yield "\n".join(lines)
 
@@ -79,18 +77,35 @@ def _complete(needs: Sequence[str], found: Sequence[Found]) -> bool:
 
 def _figures(study: Study, found: Sequence[Found], out: Path) -> Iterator[str]:
     drawn: list[Figure] = [f for f in study.figures if _complete(f.needs or _runs(study, found), found)]
-    shown = study.shown if isinstance(study.shown, str) else study.shown(found)
+    told = study.shown
+    shown = told if isinstance(told, str) else _unless_missing("What they show", told, found)
     if drawn or shown:
         yield f"## What the figures show\n\n{shown.strip()}".strip()
     for figure in drawn:
-        path = draw(figure, found, out / "figures")
-        yield f"![{figure.name}](figures/{path.name})\n\n*{figure.caption}*"
+        yield _unless_missing(f"Figure `{figure.name}`", _picture, figure, found, out)
+
+
+def _picture(figure: Figure, found: Sequence[Found], out: Path) -> str:
+    path = draw(figure, found, out / "figures")
+    return f"![{figure.name}](figures/{path.name})\n\n*{figure.caption}*"
 
 
 def _tables(study: Study, found: Sequence[Found]) -> Iterator[str]:
     drawn: list[Table] = [t for t in study.tables if _complete(t.needs or _runs(study, found), found)]
     for table in drawn:
-        yield f"## {table.title}\n\n{markdown_table(table.columns, table.rows(found))}"
+        yield f"## {table.title}\n\n{_unless_missing('The table', _cells, table, found)}"
+
+
+def _cells(table: Table, found: Sequence[Found]) -> str:
+    return markdown_table(table.columns, table.rows(found))
+
+
+def _unless_missing(what: str, make: Callable[..., str], *arguments: Any) -> str:
+    """Return what a study makes of its results, or why it was left out."""
+    try:
+        return make(*arguments)
+    except Missing as error:
+        return f"{what} was left out: {error}"
 
 
 def _runs(study: Study, found: Sequence[Found]) -> list[str]:

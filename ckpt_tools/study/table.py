@@ -40,12 +40,13 @@ def claim_columns(rows: Sequence[Row]) -> list[str]:
 
 
 def claim_rows(rows: Sequence[Row]) -> Iterator[list[str]]:
-    """Yield a line for each claim of `claims.json`: threshold, number for each seed or for all, whether it holds."""
+    """Yield a line for each claim of `claims.json`: threshold, number for each seed or for all, whether it holds, or
+    why it was not measured."""
     for claim in dict.fromkeys(row["claim"] for row in rows):
         mine = {row["seed"]: row for row in rows if row["claim"] == claim}
         any_row = next(iter(mine.values()))
         cells = [_cell(mine.get(seed)) for seed in _seeds(rows)]
-        yield [claim, f"{any_row['direction']} {any_row['threshold']:g}", *cells, _holds(mine.values())]
+        yield [claim, f"{any_row['direction']} {any_row['threshold']:g}", *cells, _holds(list(mine.values()))]
 
 
 def _seeds(rows: Sequence[Row]) -> list[int | None]:
@@ -59,10 +60,11 @@ def _cell(row: Row | None) -> str:
     return number(row["measured"]) + (" ✗" if row["holds"] is False else "")
 
 
-def _holds(rows: Iterable[Row]) -> str:
+def _holds(rows: Sequence[Row]) -> str:
     found = [row["holds"] for row in rows]
     if None in found:
-        return "not measured"
+        reasons = dict.fromkeys(row["reason"] for row in rows if row.get("reason"))
+        return f"not measured: {'; '.join(reasons)}" if reasons else "not measured"
     held = sum(found)
     return "yes" if held == len(found) else "**no**" if not held else f"**{held} of {len(found)}**"
 

@@ -34,12 +34,12 @@ def doubt(d: int) -> float:
 
 
 def unit_rows(vectors: Array, lengths: Floats) -> NDArray[np.float32]:
-    """Return `vectors / lengths` in float32 `[..., n, d]`, contiguous; rows of length 0 become zero."""
+    """Return `vectors / lengths` in float32 `[..., n, d]`, laid out like `vectors`; rows of length 0 become zero."""
     inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     ordinary = float(inverse.max(initial=0.0)) < 1e12 and float(lengths.max(initial=0.0)) < 1e12
     if vectors.dtype == np.float32 and ordinary:
-        return np.multiply(vectors, inverse.astype(np.float32)[..., None], order="C")
-    return np.multiply(vectors, inverse[..., None], order="C").astype(np.float32)
+        return np.multiply(vectors, inverse.astype(np.float32)[..., None])
+    return np.multiply(vectors, inverse[..., None]).astype(np.float32)
 
 
 def exactly(vectors: Array, chosen: NDArray[np.intp], threshold: float, signed: bool) -> Decide:

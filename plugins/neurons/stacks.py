@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from .clustering import Ints, component_roots
 from .cosines import Array, Floats, Mask, Pairs, doubt, exactly, pair_stats, unit_rows
 
-CHUNK = 1 << 18
-"""Most cosines held at once: their buffers then stay in the cache."""
+CHUNK = 1 << 16
+"""Cosines held at once, if they are of more than one problem: the buffer then stays in the cache."""
 
 
 def scan_stack(
@@ -25,32 +25,51 @@ def scan_stack(
     sums, squares, counts = np.zeros((b, n)), np.zeros(b), np.zeros(b, dtype=np.int64)
     roots = np.broadcast_to(np.arange(n), (b, n)).astype(np.int64)
     within = np.where(keep.any(axis=1), 1.0, np.nan)
-    size = max(1, min(b, CHUNK // max(1, n * n)))
-    buffer, absolute = np.empty((2, size, n, n), np.float32)
+    size, ones = max(1, min(b, CHUNK // max(1, n * n))), np.ones(n, np.float32)
+    buffer = np.empty((size, n, n), np.float32)
+    near = np.float32(threshold - doubt(vectors.shape[-1]))
     for start in range(0, b, size):
         at = slice(start, min(start + size, b))
-        cosines, sizes = buffer[: at.stop - start], absolute[: at.stop - start]
-        np.matmul(u[at], u[at].swapaxes(-1, -2), out=cosines)
-        np.einsum("bii->bi", cosines)[:] = 0.0
-        np.abs(cosines, out=sizes)
-        sums[at] = sizes @ np.ones(n, np.float32)
-        squares[at] = np.einsum("bij,bij->bi", sizes, sizes).sum(axis=1, dtype=np.float64)
-        edges = _edges(vectors[at], cosines if signed else sizes, threshold, signed)
-        if edges is not None:
-            counts[at] = [np.count_nonzero(each) for each in edges]
-            np.einsum("bii->bi", edges)[:] = True
-            roots[at] = component_roots(edges)
-            within[at] = np.where(counts[at] > 0, _within(cosines, roots[at], signed), within[at])
+        cosines = _cosines(u[at], buffer[: at.stop - start])
+        some = signed and cosines.max(initial=0.0) > near
+        np.abs(cosines, out=cosines)
+        sums[at] = cosines @ ones
+        squares[at] = _squares(cosines)
+        if some or (not signed and cosines.max(initial=0.0) > near):
+            joined = _joined(vectors[at], _cosines(u[at], cosines), threshold, signed)
+            counts[at], roots[at], least = joined
+            within[at] = np.where(counts[at] > 0, least, within[at])
     pairs = pair_stats(sums, squares, counts / 2, np.einsum("bij->bj", u), keep)
     return pairs, np.where(keep, roots, -1), within
 
 
-def _edges(vectors: Array, cosines: NDArray[np.float32], threshold: float, signed: bool) -> Mask | None:
-    """Return which pairs are beyond the threshold `[b, n, n]`, None when there are none."""
+def _cosines(u: NDArray[np.float32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosines `[b, n, n]` of unit rows `[b, n, d]`, with a diagonal of zeros."""
+    np.matmul(u, u.swapaxes(-1, -2), out=out)
+    np.einsum("bii->bi", out)[:] = 0.0
+    return out
+
+
+def _squares(cosines: NDArray[np.float32]) -> Floats:
+    """Return the sums of squares `[b]` of matrices `[b, n, n]`: of rows by BLAS, of those in float64."""
+    b, n, _ = cosines.shape
+    rows = np.matmul(cosines.reshape(b * n, 1, n), cosines.reshape(b * n, n, 1))
+    return np.asarray(rows.reshape(b, n).sum(axis=1, dtype=np.float64))
+
+
+def _joined(vectors: Array, cosines: NDArray[np.float32], threshold: float, signed: bool) -> tuple[Ints, Ints, Floats]:
+    """Return numbers of edges `[b]` (both ways), roots `[b, n]` and smallest cosines to a cluster's mean `[b]`."""
+    edges = _edges(vectors, cosines if signed else np.abs(cosines), threshold, signed)
+    counts = np.array([np.count_nonzero(each) for each in edges])
+    np.einsum("bii->bi", edges)[:] = True
+    roots = component_roots(edges)
+    return counts, roots, _within(cosines, roots, signed)
+
+
+def _edges(vectors: Array, cosines: NDArray[np.float32], threshold: float, signed: bool) -> Mask:
+    """Return which pairs are beyond the threshold `[b, n, n]`."""
     band = doubt(vectors.shape[-1])
     edges = cosines > np.float32(threshold - band)
-    if not edges.any():
-        return None
     b, i, j = np.unravel_index(np.flatnonzero(edges & (cosines <= np.float32(threshold + band))), edges.shape)
     for problem in np.unique(b):
         at = b == problem

@@ -30,9 +30,9 @@ def neuron_vectors(view: View, name: str) -> dict[str, Array]:
 
 
 def sides(matrix: Array, bias: Array | None) -> tuple[Array, Array]:
-    """Return one neuron per row of each side, as `neuron_vectors` does."""
-    joined = matrix if bias is None else np.concatenate([matrix, bias[:, None]], axis=1)
-    return joined, matrix.T
+    """Return one neuron per row of each side of matrices `[..., out, in]`, as `neuron_vectors` does."""
+    joined = matrix if bias is None else np.concatenate([matrix, bias[..., None]], axis=-1)
+    return joined, matrix.swapaxes(-1, -2)
 
 
 def norms(vectors: Array) -> Floats:
@@ -42,15 +42,14 @@ def norms(vectors: Array) -> Floats:
     """
     if vectors.size == 0:
         return np.zeros(vectors.shape[:-1])
-    with np.errstate(invalid="ignore"):
-        peak = np.maximum(vectors.max(axis=(-2, -1)), -vectors.min(axis=(-2, -1))).astype(np.float64)
     with np.errstate(all="ignore"):
         lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors), dtype=np.float64)
-    odd = np.isfinite(peak) & ((peak <= 1e-12) | (peak >= 1e12))
-    for at in map(tuple, np.argwhere(odd)):
-        scale = peak[at] or 1.0
-        scaled = vectors[at].astype(np.float64) / scale
-        lengths[at] = scale * np.sqrt(np.einsum("...i,...i->...", scaled, scaled))
+        longest = lengths.max(axis=-1)
+    for at in map(tuple, np.argwhere(~((longest > 1e-12) & (longest < 1e12)))):
+        peak = float(np.abs(vectors[at]).max())
+        if np.isfinite(peak):
+            scaled = vectors[at].astype(np.float64) / (peak or 1.0)
+            lengths[at] = (peak or 1.0) * np.sqrt(np.einsum("...i,...i->...", scaled, scaled))
     return np.asarray(lengths)
 
 

@@ -259,8 +259,8 @@ over queries hides the first dilution, so attention is that of single tokens.
             {"pi": PI, "save": "every:1"},
             mini={"std": 1e-3, "optimizer": "adamw", "lr": 1e-3, "steps": 400},
         ),
-        "stories": Run("transformer", "text", TEXT, data="tinystories", about="Characters of TinyStories."),
-        "wiki": Run("transformer", "text", TEXT, data="wikitext", about="Characters of WikiText-2."),
+        "stories": Run("transformer", "text", TEXT, data="tinystories", about="characters of TinyStories"),
+        "wiki": Run("transformer", "text", TEXT, data="wikitext", about="characters of WikiText-2"),
     },
     analyses=[
         Analysis("rank", {"products": False}),

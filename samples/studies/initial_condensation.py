@@ -104,7 +104,7 @@ differ by their sign alone are counted as one.
 """,
     runs={
         "small": Run("mlp", "regression", SETTINGS, mini={"std": 0.005}, paper={"std": 0.005}),
-        "large": Run("mlp", "regression", SETTINGS, mini={"std": 0.3}, paper={"std": 0.3}, about="Control."),
+        "large": Run("mlp", "regression", SETTINGS, mini={"std": 0.3}, paper={"std": 0.3}, about="control"),
     },
     analyses=[Analysis("condensation", {"order_max": 50}), Analysis("neurons", steps="at:0,50", label="neurons")],
     claims=[

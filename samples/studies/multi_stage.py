@@ -118,7 +118,7 @@ distance between their distributions at successive checkpoints is large there an
     runs={
         "small": Run("mlp", "regression", {**SETTINGS, "std": 0.01}, mini={"steps": 12000}),
         "large": Run(
-            "mlp", "regression", {**SETTINGS, "std": 0.3}, mini={"steps": 4000}, about="Control: large weights."
+            "mlp", "regression", {**SETTINGS, "std": 0.3}, mini={"steps": 4000}, about="control: large weights"
         ),
     },
     analyses=[Analysis("stages", {"run": "{run}", "pace": 1.0}), Analysis("drift", {"turning": False})],

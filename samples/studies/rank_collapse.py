@@ -210,21 +210,21 @@ neither. In the anchor form the rank of W_V rises again behind the collapse, as 
             "signal",
             {"save": "every:50", "steps": 1000},
             mini={"gamma": 0.5},
-            about="Control: larger weights.",
+            about="control: larger weights",
         ),
         "rate-1": Run(
             "attn_mlp",
             "signal",
             {"save": "every:50", "steps": 1000},
             mini={"gamma": 1.0},
-            about="Control: larger weights.",
+            about="control: larger weights",
         ),
         "anchor": Run(
             "transformer",
             "next_item",
             {"batch": 1000, "save": "every:10"},
             mini={"steps": 1600},
-            about="Anchor form.",
+            about="anchor form",
         ),
         "adamw": Run(
             "transformer",
@@ -239,7 +239,7 @@ neither. In the anchor form the rank of W_V rises again behind the collapse, as 
             },
             mini={"lr": 1e-3, "warmup": 100, "steps": 1500},
             paper={"lr": 1.5e-4, "warmup": 1000, "steps": 6000, "d_model": 640, "d_ff": 1280},
-            about="Anchor form with AdamW; at paper scale the number of steps is our choice.",
+            about="anchor form with AdamW; at paper scale the number of steps is our choice",
         ),
         "wiki": Run(
             "transformer",
@@ -248,7 +248,7 @@ neither. In the anchor form the rank of W_V rises again behind the collapse, as 
             mini={"d_ff": 256, "length": 64, "batch": 16, "lr": 1e-3, "lr_schedule": "constant", "steps": 800},
             paper={"preset": "paper"},
             data="wikitext",
-            about="Text form.",
+            about="text form",
         ),
     },
     analyses=[

@@ -87,8 +87,9 @@ def scaling(figure: Any, found: Sequence[Found]) -> None:
             ranks = [stable_rank(one, name(start, width), W_Q) for width in WIDTHS]
             right.plot(WIDTHS, ranks, "o-", ms=3, color=f"C{colour}")
     left.set(xscale="log", yscale="log", xlabel="weights without embeddings", ylabel="validation loss (nat)")
-    left.set_xticks([size(width) for width in WIDTHS], [f"{size(width) / 1000:.0f}k" for width in WIDTHS])
-    left.set_xticks([], minor=True)
+    left.set_xticks([size(width) for width in WIDTHS], [f"{size(width) / 1e3:.0f}k" for width in WIDTHS])
+    left.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    left.yaxis.set_major_formatter("{x:.2f}")
     left.yaxis.set_minor_formatter("{x:.2f}")
     left.legend()
     right.set(title="stable rank of W_Q, layer 0", xlabel="width", xscale="log", ylim=(0, None))

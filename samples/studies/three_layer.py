@@ -193,20 +193,20 @@ The same mechanism makes deep factorizations learn one direction after the other
             "regression",
             {"function": "teacher", "std": 1e-3, "lr": 0.1, "save": "every:10"},
             mini={"hidden": (50, 50), "steps": 3500},
-            about="Three layers.",
+            about="three layers",
         ),
         "two": Run(
             "mlp",
             "regression",
             {"function": "teacher", "std": 1e-3, "lr": 0.1, "save": "every:1"},
             mini={"hidden": (50,), "steps": 400},
-            about="Control: two layers.",
+            about="control: two layers",
         ),
         "deep": Run(
-            "mlp", "matrix", MATRIX, mini={"hidden": (20, 20), "std": 0.03, "steps": 1000}, about="Three factors."
+            "mlp", "matrix", MATRIX, mini={"hidden": (20, 20), "std": 0.03, "steps": 1000}, about="three factors"
         ),
         "flat": Run(
-            "mlp", "matrix", MATRIX, mini={"hidden": (), "std": 0.03, "steps": 1000}, about="Control: one matrix."
+            "mlp", "matrix", MATRIX, mini={"hidden": (), "std": 0.03, "steps": 1000}, about="control: one matrix"
         ),
     },
     analyses=[

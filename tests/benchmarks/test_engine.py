@@ -23,7 +23,8 @@ def measured(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, An
 
 
 def test_kills(tmp_path: Path) -> None:
-    found, shown = measured(tmp_path, "kills.py", "--runs", "2", "--checkpoints", "40")
+    report, shown = measured(tmp_path, "kills.py", "--rounds", "2", "--checkpoints", "40")
+    found = report["found"]
     assert (found["runs"], found["units"], found["lost_or_computed_twice"]) == (2, 80, 0)
     assert found["different"] == 0 and found["unreadable"] == [] and found["reads"] > 0
     assert all(0 <= row["acknowledged"] <= 80 and row["identical"] for row in found["rows"])
@@ -42,7 +43,11 @@ def test_overhead(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     arguments = ["--units", "10", "--checkpoints", "4", "--width", "16", "--rounds", "1"]
     found, shown = measured(tmp_path, "overhead.py", *arguments)
-    seconds = found["seconds"]
-    assert set(seconds) == {"one", "two", "joblib", "dask"} and min(seconds.values()) > 0
-    assert found["workers"] == pytest.approx(seconds["two"] / seconds["one"])
-    assert all(f"{name:<8}" in shown for name in found["goals"])
+    seconds = {name: row["seconds"] for name, row in found["found"].items()}
+    assert set(seconds) == {"units", "one", "two", "joblib", "dask"} and min(seconds.values()) > 0
+    goals = {goal["what"]: goal["measured"] for goal in found["goals"]}
+    assert goals["the engine's time per unit"] == pytest.approx(1e3 * seconds["units"] / 10)
+    assert goals["two processes against one"] == pytest.approx(seconds["two"] / seconds["one"])
+    assert goals["two processes against joblib on two"] == pytest.approx(seconds["two"] / seconds["joblib"])
+    assert goals["Dask on two processes against two processes"] == pytest.approx(seconds["dask"] / seconds["two"])
+    assert len(goals) == 4 and all(f"  {what}\n" in shown for what in goals)

@@ -52,7 +52,16 @@ def written(path, steps):
     loss = [1 / (1 + i) for i in range(steps)]
     trajectory = Trajectory([r.step for r in records], ["ab"] * steps, metrics={"loss": loss})
     skipped = [(f"layers.{i}.rotary", "buffer") for i in range(10)]
-    group = Group.of(Rank(), records, summary={"onset": 20, "ratio": 0.123456, "stages": ["I", "II"]}, skipped=skipped)
+    summary = {
+        "onset": 20,
+        "ratio": 0.123456,
+        "stages": ["I", "II"],
+        "order": [{"group": "mlp", "step": 10}, {"group": "attn", "step": None}],
+        "frozen": [],
+        "lowest": dict(zip(MATRICES, [1.23456, None, 3, 4.5], strict=True)),
+        "onset_step": {side: dict.fromkeys(MATRICES, number) for number, side in enumerate(("left", "right"))},
+    }
+    group = Group.of(Rank(), records, summary=summary, skipped=skipped)
     facts = {
         "source": "runs/markov",
         "storage_dtypes": ["bfloat16"],
@@ -108,6 +117,18 @@ def test_the_header_tells_source_steps_caveats_and_what_was_skipped(many):
         "Summary of rank onset 20 ratio 0.1235 stages",
     ):
         assert fact in output
+
+
+def test_the_summary_is_a_table_of_what_is_known_of_each_matrix(many):
+    output = run(many)
+    assert line_of(output, "  order") == ["order", "mlp", "10,", "attn", "-"]
+    assert line_of(output, "  frozen") == ["frozen", "none"]
+    table = output[output.index("Summary of rank", output.index("Summary of rank") + 1) :]
+    assert table.split()[3:10] == ["onset_", "onset_", "lowest", "step", "left", "step", "right"]
+    assert line_of(table, "layers.0.attn.q") == ["layers.0.attn.q", "1.235", "0", "1"]
+    assert line_of(table, "layers.1.attn.q") == ["layers.1.attn.q", "-", "0", "1"]
+    chosen = run(many, "--matrices", "*.mlp.up")
+    assert "layers.0.mlp.up" in chosen and "layers.0.attn.q" not in chosen
 
 
 def test_the_other_outputs_are_named_with_the_command(many):

@@ -110,6 +110,17 @@ def test_settings_are_listed_with_the_tasks_defaults(ckpt: Ckpt) -> None:
     assert [row["name"] for row in json.loads(as_json)] == [left.partition("=")[0] for left in lines]
 
 
+def test_settings_are_listed_as_a_preset_has_them(ckpt: Ckpt) -> None:
+    listed = [
+        ckpt("transformer", "--task", "anchor", *more, "--help-settings")[1] for more in ((), ("--preset", "mini"))
+    ]
+    found = [dict(line.split()[0].split("=") for line in text.splitlines()) for text in listed]
+    assert found[0]["preset"] == "none" and found[1]["preset"] == "mini"
+    assert found[0].keys() == found[1].keys() and found[0]["d_ff"] != found[1]["d_ff"] == "128"
+    code, _, stderr = ckpt("transformer", "--task", "anchor", "--preset", "mimi", "--help-settings")
+    assert code == 2 and "Did you mean 'mini'?" in stderr
+
+
 @pytest.mark.parametrize(
     ("family", "task"), [("mamba", "inverse"), ("gpt", "text"), ("emb_mlp", "two_hop"), ("mlp", "matrix")]
 )

@@ -1,6 +1,9 @@
 """The dry run: what it counts is what the run then does, and it writes nothing."""
 
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,31 @@ def test_half_of_what_is_free_is_the_default() -> None:
     fitting, share = workers_that_fit(None, 1, 0)
     assert fitting == 1 and 0.3 * free_memory() < share < 0.7 * free_memory()
     assert workers_that_fit(None, 4, 10**15)[0] == 1, "memory nobody gave is no reason to refuse"
+
+
+FAULTS = """
+import resource
+import numpy as np
+from ckpt_tools.engine.memory import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [np.ones(1 << 19) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+keep_freed()
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc does with freed memory")
+def test_arrays_of_one_size_after_the_other_are_given_the_same_pages() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 20 * 1024 and after < 20, "fresh pages for most of 16 MiB at a time, then none"
 
 
 def test_results_do_not_depend_on_the_memory(trajectory: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 import ckpt_tools
 from ckpt_tools import Analyzer, Out, analyze, option
+from ckpt_tools.engine.keys import Keys
+from ckpt_tools.engine.run import Runner
 from ckpt_tools.errors import OptionError, PluginError, ResultsError
 
 NAMES = ["model.embed_tokens.weight", *(f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkvo")]
@@ -216,3 +218,36 @@ def test_the_block_size_does_not_change_results(
     for name in ("effective_rank", "nuclear_norm", "singular_values"):
         one, other = values(tmp_path / "blocks.h5", "rank", name), values(tmp_path / "single.h5", "rank", name)
         assert np.array_equal(one, other)
+
+
+def test_headers_are_opened_once_for_the_size_and_once_for_the_work(
+    trajectory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    before = Runner.weights_of
+
+    def counted(self: Runner, step: int) -> Any:
+        opened.extend([step] if step not in self._open else [])
+        return before(self, step)
+
+    monkeypatch.setattr(Runner, "weights_of", counted)
+    analyze(trajectory, [Mean], output=tmp_path / "r.h5")
+    assert opened == [0, 0, 1, 2, 4, 8]
+    analyze(trajectory, [Mean], output=tmp_path / "r.h5")
+    assert len(opened) == 6, "nothing is missing, so nothing need be opened"
+
+
+def test_the_journal_is_asked_once_for_what_is_missing(
+    trajectory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    before = Keys.known
+
+    def counted(self: Keys, analyzer: Analyzer, position: int) -> str | None:
+        asked.append(position)
+        return before(self, analyzer, position)
+
+    monkeypatch.setattr(Keys, "known", counted)
+    analyze(trajectory, [Mean], output=tmp_path / "r.h5", steps="0:1")
+    analyze(trajectory, [Mean], output=tmp_path / "r.h5")
+    assert asked == [0, 1, 0, 1, 2, 3, 4]

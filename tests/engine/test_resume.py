@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckpt_tools import Analyzer, Out, Outcome, analyze, option
+from ckpt_tools.engine.plan import Job
+from ckpt_tools.engine.pool import Task, _with_pool, tasks_of
 from ckpt_tools.errors import CkptError, FormatError, ResultsError
 
 pytestmark = pytest.mark.slow
@@ -213,6 +216,24 @@ def test_a_checkpoint_that_kills_its_worker_is_given_up_and_the_rest_is_done(run
     ]
     stored = contents(tmp_path / "r.h5")
     assert list(stored["poison/x"]) == [0.0, 1.0, 2.0, 4.0, 5.0]
+
+
+def test_a_death_is_blamed_on_what_was_at_work_and_not_on_what_waited(trajectory: Path, tmp_path: Path) -> None:
+    (tmp_path / "poison.py").write_text(POISON)
+    plan = Job(str(trajectory), ("poison",), plugin_files=(str(tmp_path / "poison.py"),)).plan()
+    alive, deadly, waiting = (Task(dict.fromkeys(part, ("poison",))) for part in ([0, 1], [2, 3], [4, 5]))
+    queue, suspects = deque([alive, deadly, waiting]), deque[Task]()
+    done = list(_with_pool(plan, queue, suspects, 1))
+    assert [result.step for result in done] == [0, 1] and list(queue) == [waiting] and waiting.deaths == 0
+    assert [(list(task.wanted), task.deaths) for task in suspects] == [([2], 1), ([3], 1)]
+
+
+def test_tasks_end_with_single_checkpoints() -> None:
+    tasks = tasks_of({position: ("a",) for position in range(0, 200, 2)}, 2)
+    sizes = [len(task.wanted) for task in tasks]
+    assert [position for task in tasks for position in task.wanted] == list(range(0, 200, 2))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 16 and sizes[-4:] == [1, 1, 1, 1]
+    assert [len(task.wanted) for task in tasks_of({5: (), 9: ()}, 8)] == [1, 1]
 
 
 KILLED = """

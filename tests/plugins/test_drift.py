@@ -176,7 +176,7 @@ def test_amplitudes_are_shared_with_the_outgoing_weights(look: Any) -> None:
     inner = np.sqrt(np.linalg.norm(a, axis=0) * np.sqrt((w**2).sum(axis=1) + b**2))
     outer = np.sqrt((a**2).sum(axis=1) + net["2.bias"] ** 2)
     view = look(Drift(), net)
-    assert amplitudes(view, *view.matrix_names()) == pytest.approx(inner)
+    assert amplitudes([view], *view.matrix_names())[0] == pytest.approx(inner)
     moved = {**net, "0.weight": 4 * w, "0.bias": 4 * b}
     found = seen(look, moved, [net] * 3)
     assert found["amplitude"].tolist() == pytest.approx([2 * inner.mean(), outer.mean()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,10 @@ def test_refuses_an_answer_for_every_token() -> None:
     with pytest.raises(OptionError, match="vocabulary must be set"):
         EmbMLP.build({})
     assert plan(EmbMLP, "two_hop", {"entities": 10}).flat()["padding"] == 0
+
+
+def test_a_task_it_cannot_do_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a sentence of several letters, " * 20)
+    with pytest.raises(OptionError, match="one answer per sequence"):
+        EmbMLP.train("text", {"data": str(tmp_path / "text"), "length": 8}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -17,8 +17,8 @@ from ckpt_tools.roles import assign
 from ckpt_tools.run import read_metrics
 from ckpt_trainers.attn_mlp import AttnMLP
 from ckpt_trainers.emb_mlp import EmbMLP
+from ckpt_trainers.family import TrainedFamily
 from ckpt_trainers.gpt import GPT
-from ckpt_trainers.loop import TrainedFamily
 from ckpt_trainers.mamba import Mamba
 from ckpt_trainers.mlp import MLP
 from ckpt_trainers.settings import plan

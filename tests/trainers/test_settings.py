@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +12,11 @@ from ckpt_tools.errors import OptionError
 from ckpt_tools.family import Family
 from ckpt_tools.options import option
 from ckpt_tools.registry import load_registry
+from ckpt_trainers.gpt import GPT
 from ckpt_trainers.settings import Loop, declared, plan, settings
 from ckpt_trainers.tasks import TASKS, Task, task_class
 from ckpt_trainers.tasks.markov import Markov
+from ckpt_trainers.training import freeze
 from ckpt_trainers.transformer import Transformer
 
 FAMILIES = [f for f in load_registry().families().values() if hasattr(f, "init")]
@@ -106,6 +109,25 @@ def test_defaults_for_absent_settings_are_left_out() -> None:
         plan(Narrow, "markov", {"d_model": 3})
 
 
+FITTING = [(f, t) for f in FAMILIES for t in TASKS if f.reads == task_class(t).gives]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("family", "task"), FITTING)
+def test_every_family_takes_the_defaults_of_a_task_it_can_read(family: Any, task: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("some words\n" * 300)
+    chosen = plan(family, task, {"data": str(tmp_path / "text")} if task == "text" else {})
+    module = family.build(chosen.config.as_dict())
+    freeze(family, module, chosen.loop.freeze)
+    assert any(p.requires_grad for p in module.parameters())
+
+
+def test_defaults_that_a_family_cannot_take_are_left_out() -> None:
+    assert plan(GPT, "markov", {"form": "sampled"}).flat()["d_ff"] is settings(GPT, "markov")["d_ff"].default is None
+    assert plan(Transformer, "markov", {}).flat()["d_ff"] == settings(Transformer, "markov")["d_ff"].default == 0
+    with pytest.raises(OptionError, match=r"Option 'd_ff' of gpt must be .* Got 0 instead"):
+        plan(GPT, "markov", {"d_ff": 0})
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -154,7 +176,7 @@ def test_rate_after_nothing_but_warmup() -> None:
 def test_unknown_task() -> None:
     with pytest.raises(OptionError, match=r"No task is named 'markv'\. Did you mean 'markov'"):
         Transformer.settings("markv")
-    with pytest.raises(OptionError, match=r"Known: .*markov"):
+    with pytest.raises(OptionError, match=r"--task is missing\. Known: .*markov"):
         Transformer.settings("")
 
 

@@ -115,6 +115,7 @@ def take(batch: Batch, rows: Tensor) -> dict[str, Tensor]:
 def task_class(name: str) -> type[Task]:
     """Return the task of that name; raises OptionError with the nearest name."""
     if name not in TASKS:
-        raise OptionError(f"No task is named {name!r}.{nearest(name, TASKS)}")
+        fault = f"No task is named {name!r}" if name else "--task is missing"
+        raise OptionError(f"{fault}.{nearest(name, TASKS)}")
     found: type[Task] = getattr(import_module(f".{name}", __name__), TASKS[name])
     return found

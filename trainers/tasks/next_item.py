@@ -56,7 +56,7 @@ class NextItem(Task):
             "gamma": 1.7,
             "gamma_embed": 0.0,
             "gamma_unembed": 0.5,
-            "freeze": ("embed", "embed.position", "unembed"),
+            "freeze": ("embed*", "unembed"),
             "optimizer": "sgd",
             "lr": 2.0,
             "batch": 256,
