@@ -84,6 +84,21 @@ def pretrained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return module, folder
 
 
+def test_edges_behind_padding_are_those_of_the_bare_sequence(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    bare, targets = torch.randint(8, (4, 3), generator=draw), torch.randint(8, (4,), generator=draw)
+    padded = torch.cat([torch.full((4, 2), 8), bare], dim=1)
+    folder, analyzer = own(tmp_path, padding=8), Flow(heads=True)
+    without, behind = (
+        analyzer.analyze(view_of(folder, Given(tokens=tokens, targets=targets), analyzer)) for tokens in (bare, padded)
+    )
+    for name in ("loss_effect", "head_loss_effect"):
+        expected, found = np.stack(without[name]), np.stack(behind[name])
+        assert np.isfinite(expected).any()
+        np.testing.assert_allclose(found[..., 2:, 2:], expected, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(np.nan_to_num(found[..., 2:, :2]), 0, atol=1e-9)
+
+
 def test_population_loses_a_key_as_if_it_were_not_there(markov: Path) -> None:
     checkpoint = open_trajectory(markov).checkpoint(0)
     w = {name: torch.from_numpy(checkpoint.read(name).copy()) for name in checkpoint.tensors}
