@@ -120,7 +120,7 @@ study = Study(
 8 anchors are random permutations of 16 keys; a sequence is a key and two anchors, its answer what the second makes of
 what the first makes of the key. 45 of the 64 ordered pairs are trained, with every key; the other 19 are the test out
 of distribution, where chance is 1/16. Two layers of width 64, no decay on embeddings, std of weights .8 d_in^-gamma.
-The comparison is gamma .5 with and without weight decay; the map adds a weaker decay and a smaller initialization.
+The comparison is gamma .5 with and without weight decay; the map adds both with a smaller initialization.
 """,
     claimed="""
 Weight decay and small initialization control the complexity of the solution. Both kinds of models fit what they are
