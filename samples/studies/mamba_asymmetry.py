@@ -47,13 +47,14 @@ def composite(figure: Any, found: Sequence[Found]) -> None:
         for one in found:
             shown = one[run]["answers"]
             for what, colour in (("inferential", "C0"), ("symmetric", "C1")):
-                known = {"label": what} if one is found[0] else {}
-                ax.plot(shown.steps, shown(what, split=PAIR), color=colour, **known)
+                ax.plot(shown.steps, shown(what, split=PAIR), color=colour)
             ax.plot(shown.steps, shown("accuracy", split=1), color="0.6", zorder=0)
         ax.set(title=label, xlabel="step", ylim=(-0.03, 1.05))
-    axes[0].plot([], [], color="0.6", label="trained pairs")
     axes[0].set_ylabel("share of answers to (4, 3)")
-    axes[0].legend(loc="center right")
+    axes[2].plot([], [], color="C0", label="inferential")
+    axes[2].plot([], [], color="C1", label="symmetric")
+    axes[2].plot([], [], color="0.6", label="trained pairs")
+    axes[2].legend(loc="center right")
 
 
 def inverse(figure: Any, found: Sequence[Found]) -> None:
