@@ -196,6 +196,15 @@ def test_the_device_is_shown_recorded_and_no_part_of_the_key(trajectory: Path, t
     assert analyze(trajectory, ["rank"], output=tmp_path / "r.h5", device="cpu").computed == 0
 
 
+def test_results_from_two_devices_name_both(trajectory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as other:
+        other.setattr("ckpt_tools.engine.run.described", lambda device: "cuda, NVIDIA X, torch 9")
+        analyze(trajectory, ["rank"], output=tmp_path / "r.h5", steps="first")
+    assert analyze(trajectory, ["rank"], output=tmp_path / "r.h5").computed == 1
+    with h5py.File(tmp_path / "r.h5") as file:
+        assert file.attrs["device"] == f"cuda, NVIDIA X, torch 9; {described('cpu')}"
+
+
 def pretended(folder: Path, precision: str, *runs: str) -> dict[str, dict[str, str]]:
     """Return what became of every analyzer on a device that is not the CPU."""
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
