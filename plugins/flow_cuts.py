@@ -89,11 +89,7 @@ def _cut_mask(before: Tensor | None, edges: Tensor) -> Tensor:
     rows = edges[..., -before.shape[-2] :, :]
     if before.dtype == torch.bool:
         return before & ~rows
-    return before.masked_fill(rows, -torch.inf) if before.dim() >= rows.dim() else _wide(before, rows)
-
-
-def _wide(before: Tensor, rows: Tensor) -> Tensor:
-    return before.expand(*rows.shape[:-2], *before.shape).masked_fill(rows, -torch.inf)
+    return torch.where(rows, -torch.inf, before)
 
 
 def visible_edges(maps: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ from .family import TrainedFamily, group_std, rules
 
 Batch = Mapping[str, Tensor]
 
+OVERLOOKED = -1e9
+"""Log weight of padding: finite, as softmax is not defined for a query that has no key at all."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
@@ -53,6 +56,9 @@ class Config(Options):
     causal: bool = option(True, help="Let a position see only itself and earlier ones.")
     bias: bool = option(False, help="Give every matrix except embedding and unembedding a bias.")
     tied: bool = option(False, help="Use the embedding as unembedding.")
+    padding: int | None = option(
+        None, help="Token before a sequence's first, which counts for nothing; none: what the task says.", min=0
+    )
     vocabulary: int | None = option(None, help="Number of tokens; none: what the task needs.", min=1)
     context: int | None = option(None, help="Longest sequence; none: what the task needs.", min=1)
     gamma: float = option(0.5, help="Initialization rate: std = d_in^-gamma.")
@@ -176,7 +182,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         y, maps = self.attn(self.attn.norm(x) if self.pre else x, prior)
-        x = self.join(x[:, -len(prior) :], y, self.attn.norm)
+        x = self.join(x[:, -prior.shape[-2] :], y, self.attn.norm)
         if self.mlp is not None:
             x = self.join(x, self.mlp(self.mlp.norm(x) if self.pre else x), self.mlp.norm)
         return x, maps
@@ -185,13 +191,14 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Tokens [B, T] to Activations; `key_log_weight` [T] is added to all scores of a key.
 
-    With `last`, the last block and the unembedding run at the last position only and logits are [B, 1, v].
+    With `last`, the last block and the unembedding run at the last position only and logits are [B, 1, v]. Behind
+    padding a sequence is what it is without: positions count from its first token, and no other looks at the padding.
     """
 
     def __init__(self, c: Config) -> None:
         super().__init__()
         vocabulary, context = c.sizes()
-        self.causal = c.causal
+        self.causal, self.padding = c.causal, c.padding
         self.embed = nn.Embedding(vocabulary, c.d_model)
         self.position = nn.Embedding(context, c.d_model) if c.positions == "learned" else None
         self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
@@ -205,16 +212,25 @@ class Model(nn.Module):
     ) -> Activations:
         x = self.embed(tokens)  # [B, T, d]
         if self.position is not None:
-            x = x + self.position.weight[: tokens.shape[1]]
+            x = x + self.position.weight[self.places(tokens)]
         prior = self.prior(x, key_log_weight)
+        if self.padding is not None:
+            prior = prior + OVERLOOKED * (tokens == self.padding)[:, None, None]  # [B, 1, T, T]
         hidden, attention = [x], []
         for i, block in enumerate(self.layers, start=1):
-            x, maps = block(x, prior[-1:] if last and i == len(self.layers) else prior)
+            x, maps = block(x, prior[..., -1:, :] if last and i == len(self.layers) else prior)
             if record:
                 hidden.append(x)
                 attention.append(maps)
         x = x[:, -1:] if last else x
         return Activations(self.unembed(self.norm(x)), tuple(hidden) if record else (), tuple(attention))
+
+    def places(self, tokens: Tensor) -> Tensor | slice:
+        """Return where each token stands, [B, T], or for all sequences alike."""
+        if self.padding is None:
+            return slice(tokens.shape[1])
+        since = torch.arange(tokens.shape[1], device=tokens.device)
+        return (since - (tokens == self.padding).sum(1, keepdim=True)).clamp(min=0)
 
     def prior(self, x: Tensor, key_log_weight: Tensor | None) -> Tensor:
         """Return the log weight of each key for each query, [T, T]: -inf where it may not look."""

@@ -46,13 +46,7 @@ def _run_rows(study: Study, preset: str) -> Iterator[list[str]]:
     for name, run in study.runs.items():
         settings = run.chosen(preset)
         if settings is not None:
-            yield [
-                f"`{name}`",
-                run.family,
-                run.task,
-                _settings(settings),
-                "; ".join(filter(None, (run.about, _data(run)))),
-            ]
+            yield [f"`{name}`", run.family, run.task, _settings(settings), _about(run)]
 
 
 def _settings(settings: dict[str, Any]) -> str:
@@ -65,8 +59,9 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _data(run: Run) -> str:
-    return f"text: `--data {run.data}=FILE`" if run.data else ""
+def _about(run: Run) -> str:
+    reads = f"text: `--data {run.data}=FILE`" if run.data else ""
+    return "; ".join(part for part in (run.about, reads) if part)
 
 
 def _notes(done: Performance) -> Iterator[str]:

@@ -160,7 +160,7 @@ study = Study(
 two-hop facts (subject, r1, r2) -> object of half the subjects; the other half is the test out of distribution.
 Identity tuples are bridge -> bridge, for all bridges, for a share of them, or for none. The model is s(sum of
 embeddings W1) W2: linear in the theory, GELU where every subject leads to two objects by two second relations. The
-Transformer has two layers and 60 subjects, a fifth of them held out.
+Transformer has two layers, rotary positions, and 60 subjects, a fifth of them held out.
 """,
     claimed="""
 Facts of one hop alone do not compose: two-hop questions about subjects that were in no two-hop fact fail, however
@@ -223,13 +223,13 @@ it fails.
     shown="""
 Both runs learn every fact they are shown. With identity tuples held-out accuracy follows, together with the block a2
 by which a subject leads to the object of its bridge without having been told; without them a2 stays small and the
-held-out facts stay wrong. Each bridge's tuple serves the facts through that bridge and no others. Of 20 held-out
-facts .9 allows two errors, and a seed may make three. A hidden layer of 128 instead of 64 does not settle it: .95, 1
-and 1 with identity tuples, but .05, 0 and .1 without.
+held-out facts stay wrong. Each bridge's tuple serves the facts through that bridge and no others. Embeddings are 128
+wide: of 20 held-out facts .9 allows two errors, and at width 64 two of seeds 0 to 8 make three, at 128 none.
 
-The Transformer shows the direction, not the size of the effect. Looked for on seed 0 with 1 and 4 heads, MLPs of 64,
-128 and 256, LayerNorm before, after and left out, with and without positions, rates .001 and .002, 1000 and 2000
-steps: held-out accuracy after training is between 0 and .25, at 12 to 20 seconds of one core each.
+The Transformer composes most of the held-out facts with identity tuples and none without. It does so from the first
+hundred steps on, and may lose some again later. Its sequences must begin with their first entity: behind padding that
+can be attended to, the first hop stands elsewhere in a fact of one hop than in one of two, and held-out accuracy stays
+below .35.
 """,
 )
 

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jvp
 
 from ckpt_tools.errors import OptionError
 from ckpt_tools.family import Activations
+from ckpt_trainers.settings import plan
 from ckpt_trainers.transformer import Config, Transformer, attend, cross_entropy, rotate
 
 pytestmark = pytest.mark.slow
@@ -127,6 +128,21 @@ def test_forward_equals_numpy(switches: dict[str, Any], weighted: bool) -> None:
     for row, tokens in zip(logits, data["tokens"].numpy(), strict=True):
         expected = reference(Config(**{**SMALL, **switches}), weights, tokens, log_weight)
         np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("switches", [{}, {"positions": "rotary"}, {"causal": False}, {"norm": "post", "bias": True}])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_sequence_behind_padding_is_what_it_is_without(switches: dict[str, Any], last: bool) -> None:
+    module = model({**switches, "padding": 6})
+    bare = torch.randint(6, (3, 3), generator=torch.Generator().manual_seed(1))
+    padded = torch.cat([torch.full((3, 2), 6), bare], dim=1)
+    shown = module(torch.cat([padded, padded.flip(1)]), last=last).logits[:3]  # beside full-length ones, as in a batch
+    torch.testing.assert_close(shown[:, -3:], module(bare, last=last).logits, rtol=0, atol=1e-12)
+
+
+def test_padding_told_by_the_task() -> None:
+    assert plan(Transformer, "two_hop", {"entities": 10}).flat()["padding"] == 0
+    assert plan(Transformer, "anchor", {}).flat()["padding"] is None
 
 
 @each_case

@@ -9,8 +9,9 @@ Subjects e1, bridges e2 and objects e3 are three disjoint sets of equal size; f 
 just that many objects. All one-hop facts are trained, and the two-hop facts of all subjects but the share `ood` of
 them: theirs are the test out of distribution. Identity tuples are trained for the share `identity` of the bridges.
 
-Sequences are padded on the left, so that the answer is always read at the last position. Token ids: 0 is padding, then
-subjects, bridges, objects, r1, and the second relations.
+Sequences are padded on the left, so that the answer is always read at the last position. To families that have a
+setting `padding` a sequence is what it is without: (e1, r1) is then how (e1, r1, r2) begins. Token ids: 0 is padding,
+then subjects, bridges, objects, r1, and the second relations.
 """
 
 from __future__ import annotations
