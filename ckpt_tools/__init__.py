@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .analyzer import Analyzer as Analyzer
     from .analyzer import Figure as Figure
     from .analyzer import Out as Out
+    from .arrays import to_numpy as to_numpy
     from .checkpoint import Checkpoint as Checkpoint
     from .checkpoint import Trajectory as Trajectory
     from .checkpoint import open_checkpoint as open_checkpoint
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "analyzer": ("Analyzer", "Figure", "Out"),
+    "arrays": ("to_numpy",),
     "checkpoint": ("Checkpoint", "Trajectory", "open_checkpoint", "open_trajectory"),
     "data": ("DataSource", "ProbeSource"),
     "engine": ("Outcome", "analyze"),

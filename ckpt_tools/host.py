@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import CPU, has_float64
 from .checkpoint import Checkpoint
 from .checkpoint.dtypes import DTYPES
 from .checkpoint.source import TensorInfo
 from .errors import SourceError, nearest
 from .family import Family
-from .model import Batch, Model, Skeleton, Tensors
+from .model import Batch, Model, Skeleton, Tensors, placed
 from .roles import Layout, RoleTable, assign
 from .roles.match import Matcher
 from .roles.ties import find_ties
@@ -41,14 +42,22 @@ class ModelHost:
     """What turns the checkpoints of one layout into models: family, configuration, and where batches come from.
 
     The skeleton and the batch are made on first use and kept; a checkpoint's model is kept as long as the checkpoint.
+    Models run on `device`, such as "cuda:1"; where it has no float64, models in float64 and what is measured on
+    activations stay on the CPU.
     """
 
     def __init__(
-        self, family: type[Family] | None, config: Mapping[str, Any], source: BatchSource | None = None
+        self,
+        family: type[Family] | None,
+        config: Mapping[str, Any],
+        source: BatchSource | None = None,
+        *,
+        device: str = CPU,
     ) -> None:
         self.family = family
         self.config = {key: value for key, value in config.items() if key != "ckpt_family"}
         self.source = source
+        self._device, self._home = torch.device(device), torch.device(device if has_float64(device) else CPU)
         self._models: WeakKeyDictionary[Checkpoint, dict[str | None, Model]] = WeakKeyDictionary()
 
     def refusal(self, need: str, *, batch: bool = True) -> str:
@@ -77,10 +86,13 @@ class ModelHost:
     def _batch(self) -> Batch:
         if self.source is None:
             raise SourceError(f"The model cannot be run: {self.refusal('forward')}.")
-        return self.source.batch(self.config)
+        return {name: t.to(self._home) for name, t in self.source.batch(self.config).items()}
 
     def batch(self) -> Batch:
-        """Return the batch, the same for every checkpoint; the dict is the caller's own, its tensors are shared."""
+        """Return the batch, the same for every checkpoint; the dict is the caller's own, its tensors are shared.
+
+        It is where activations are: on the models' device, or on the CPU where that has no float64.
+        """
         return dict(self._batch)
 
     def model(self, checkpoint: Checkpoint, layout: Layout, dtype: str | None = None) -> Model:
@@ -103,7 +115,8 @@ class ModelHost:
         wide = any(info.dtype == "float64" for info in checkpoint.tensors.values())
         kind: torch.dtype = getattr(torch, dtype or ("float64" if wide else "float32"))
         tied = _tied(skeleton, found, tensors)
-        tensors = {n: t.to(kind) if t.is_floating_point() else t for n, t in (skeleton.constants | tensors).items()}
+        where = self._home if kind == torch.float64 else self._device
+        tensors = {name: placed(t, kind, where) for name, t in (skeleton.built | tensors).items()}
         return Model(
             family,
             skeleton,
@@ -112,6 +125,8 @@ class ModelHost:
             kind,
             *self._roles(layout, {stored: tied[name] for name, stored in found.items()}),
             tuple(name for name in checkpoint.tensors if name not in used),
+            where,
+            self._home,
         )
 
     def _roles(self, layout: Layout, name_of: Mapping[str, str]) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:

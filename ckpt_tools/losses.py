@@ -101,5 +101,5 @@ def _softmax(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, count: in
     """Return the probabilities of a chunk and G, (probabilities - one-hot targets) / count."""
     q = torch.addmm(bias, h, weight.T).softmax(-1)
     g = q / count
-    g[torch.arange(len(targets)), targets] -= 1 / count
+    g[torch.arange(len(targets), device=targets.device), targets] -= 1 / count
     return q, g

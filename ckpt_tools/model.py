@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .arrays import CPU
 from .data import split_batch
 from .errors import OptionError, PluginError, nearest
 from .family import Activations, Family
@@ -25,6 +26,8 @@ from .family import Activations, Family
 Batch = Mapping[str, Tensor]
 Tensors = dict[str, Tensor]
 T = TypeVar("T")
+
+_CPU = torch.device(CPU)
 
 
 class _Caller(nn.Module):
@@ -43,7 +46,8 @@ class Skeleton:
 
     `tied` maps every name to that first one. `required` gives the shapes of what a checkpoint must hold: parameters
     and stored float buffers; `optional` those of other stored buffers, whose built values serve as well; `constants`
-    are float buffers that are never stored. `trainable` are all names of the parameters that training changes.
+    are float buffers that are never stored, `built` these and all buffers that are not float. `trainable` are all names
+    of the parameters that training changes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -58,7 +62,8 @@ class Skeleton:
         needed = {n: b for n, b in own.items() if n in stored and b.is_floating_point()}
         self.required = {n: tuple(t.shape) for n, t in (parameters | needed).items() if self.tied[n] == n}
         self.optional = {n: tuple(b.shape) for n, b in own.items() if n in stored and n not in needed}
-        self.constants = {n: b for n, b in own.items() if n not in stored and b.is_floating_point()}
+        self.built = {n: b for n, b in own.items() if n not in needed}
+        self.constants = {n: b for n, b in self.built.items() if b.is_floating_point()}
         self.trainable = [name for name, p in parameters.items() if p.requires_grad]
         for p in module.parameters():
             p.data = torch.full((), torch.nan, dtype=p.dtype).expand(p.shape)
@@ -78,7 +83,8 @@ class Model:
 
     `tied` maps every name to the one in `tensors`. `roles` maps a parameter to the roles it holds (several for fused
     q, k, v, none when unknown), `transposed` are stored `[in, out]`, `unused` are stored tensors that the module has no
-    place for. Treat all tensors as read-only.
+    place for. Treat all tensors as read-only. They are on `device`, and batches are moved there; activations come back
+    to `home`, which is the CPU where the device has no float64 to measure them in, else the device.
     """
 
     family: type[Family]
@@ -89,6 +95,8 @@ class Model:
     roles: dict[str, tuple[str, ...]] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
+    device: torch.device = _CPU
+    home: torch.device = _CPU
 
     def __post_init__(self) -> None:
         self._versions = {name: t._version for name, t in self.tensors.items()}
@@ -136,7 +144,11 @@ class Model:
 
         `tensors` replace parameters by name; without them no graph is recorded.
         """
-        return self._run(self.family.forward, batch, tensors, record=record)
+        shown = self._run(self.family.forward, batch, tensors, record=record)
+        if self.home == self.device:
+            return shown
+        logits, *kept = (t.to(self.home) for t in (shown.logits, *shown.hidden, *shown.attention))
+        return Activations(logits, tuple(kept[: len(shown.hidden)]), tuple(kept[len(shown.hidden) :]))
 
     def loss(self, batch: Batch, *, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the family's scalar loss in nats; `tensors` as in `forward`."""
@@ -144,7 +156,7 @@ class Model:
         return self._run(self.family.loss, batch, tensors)
 
     def loss_and_logits(self, batch: Batch, *, tensors: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the loss and the logits it was computed from, in one graph.
+        """Return the loss and the logits it was computed from, in one graph and on the model's device.
 
         The logits are what the module itself returned, or its `logits`. A family whose `loss` does without them defines
         `loss_of_logits(logits, batch)` too. Raises PluginError for one whose `loss` does not call the module once.
@@ -203,4 +215,9 @@ class Model:
             self._require("loss")
 
     def _cast(self, batch: Batch) -> Batch:
-        return {key: t.to(self.dtype) if t.is_floating_point() else t for key, t in batch.items()}
+        return {key: placed(t, self.dtype, self.device) for key, t in batch.items()}
+
+
+def placed(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor on a device, one of floats in the dtype; the same tensor where that is so."""
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device)

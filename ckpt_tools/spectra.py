@@ -13,6 +13,8 @@ than `tol` of the nuclear norm, the singular values come from a decomposition of
 
 Products `A B` are handled through their small inner dimension: with `A^T A = L L^T`, the squared singular values are
 the eigenvalues of `L^T (B B^T) L`; where that is not accurate enough, they are those of `R_A R_B^T` from two QRs.
+
+With a `device` other than "cpu" the Gram route of large matrices is taken there, with the same bounds (`squares`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .arrays import CPU
+from .squares import RELATIVE, flat_error, squares_of_rows, squares_of_stack
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -63,7 +68,7 @@ class Spectrum:
         return np.asarray(np.divide(self.error.sum(axis=-1), total, out=np.zeros_like(total), where=total != 0))
 
 
-def singular_values(matrix: Array, *, tol: float = 1e-10, exact: bool = False) -> Spectrum:
+def singular_values(matrix: Array, *, tol: float = 1e-10, exact: bool = False, device: str = CPU) -> Spectrum:
     """Return the `min(m, n)` singular values of a matrix `[m, n]` of any real dtype.
 
     Beside the input, memory is the Gram matrix and one float64 tile. `exact` skips the Gram route. `tol` limits the
@@ -72,10 +77,12 @@ def singular_values(matrix: Array, *, tol: float = 1e-10, exact: bool = False) -
     if matrix.ndim != 2:
         raise ValueError(f"Singular values need a 2-D array, got shape {matrix.shape}; see singular_values_batch.")
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    return spectrum_of_rows(lambda: (tall,), tall.shape, tol=tol, exact=exact)
+    return spectrum_of_rows(lambda: (tall,), tall.shape, tol=tol, exact=exact, device=device)
 
 
-def spectrum_of_rows(blocks: Blocks, shape: Sequence[int], *, tol: float = 1e-10, exact: bool = False) -> Spectrum:
+def spectrum_of_rows(
+    blocks: Blocks, shape: Sequence[int], *, tol: float = 1e-10, exact: bool = False, device: str = CPU
+) -> Spectrum:
     """Return the singular values of a matrix given as blocks of rows.
 
     `blocks()` yields the blocks in order and is called again when the Gram route is not accurate enough (then by
@@ -86,15 +93,16 @@ def spectrum_of_rows(blocks: Blocks, shape: Sequence[int], *, tol: float = 1e-10
     if m == 0 or n == 0:
         return Spectrum(np.zeros(0), np.zeros(0), "gram")
     if m < n:
-        return singular_values(_whole(blocks, (m, n), None), tol=tol, exact=exact)
+        return singular_values(_whole(blocks, (m, n), None), tol=tol, exact=exact, device=device)
     if not exact:
-        values, error, ok = _resolve(_gram(blocks, (m, n)), tol)
+        found = squares_of_rows(_tiles(blocks, (m, n), 1, widen=False), (m, n), device)
+        values, error, ok = _resolve(_gram(blocks, (m, n)), tol) if found is None else bounded(found, tol)
         if ok:
             return Spectrum(values, error, "gram")
     return _decompose(blocks, (m, n))
 
 
-def singular_values_batch(stack: Array, *, tol: float = 1e-10) -> Spectrum:
+def singular_values_batch(stack: Array, *, tol: float = 1e-10, device: str = CPU) -> Spectrum:
     """Return the singular values `[..., min(m, n)]` of a stack of matrices `[..., m, n]`.
 
     Each matrix whose Gram route is not accurate enough is decomposed by itself. Raises ValueError below 2-D.
@@ -105,7 +113,9 @@ def singular_values_batch(stack: Array, *, tol: float = 1e-10) -> Spectrum:
     lead, (m, n) = tall.shape[:-2], tall.shape[-2:]
     if tall.size == 0:
         return Spectrum(np.zeros((*lead, n)), np.zeros((*lead, n)), "gram")
-    return _mended(*_resolve(_grams(tall), tol), lambda at: _decompose(lambda: (tall[at],), (m, n)))
+    found = squares_of_stack(tall, device)
+    resolved = _resolve(_grams(tall), tol) if found is None else bounded(found, tol)
+    return _mended(*resolved, lambda at: _decompose(lambda: (tall[at],), (m, n)))
 
 
 def product_singular_values(a: Array, b: Array, *, tol: float = 1e-11) -> Spectrum:
@@ -134,18 +144,23 @@ def _resolve(gram: Floats, tol: float, scale: Floats | None = None) -> Resolved:
 
     Rounding is measured against `scale`, by default the largest eigenvalue.
     """
-    n = gram.shape[-1]
     with np.errstate(all="ignore"):
         # A NaN or an infinity in a matrix reaches the diagonal of its Gram matrix.
         trace = np.einsum("...ii->...", gram)
         if not math.isfinite(trace.sum()):
             gram = np.where(np.isfinite(trace)[..., None, None], gram, 0.0)
-        squares = _eigenvalues(gram)[..., ::-1]
+        return bounded(_eigenvalues(gram), tol, scale)
+
+
+def bounded(squares: Floats, tol: float, scale: Floats | None = None) -> Resolved:
+    """Return the same from the eigenvalues `[..., n]` of the Gram matrices, ascending."""
+    with np.errstate(all="ignore"):
+        squares = squares[..., ::-1]
         top = squares[..., 0] if scale is None else scale
-        noise = (_EPS * (8 + 0.5 * math.sqrt(n))) * top
+        noise = flat_error(squares.shape[-1]) * top
         values = np.sqrt(squares)
         # sqrt(x) - sqrt(x - d) <= 0.51 d / sqrt(x) once d <= x / 50, which `resolved` grants.
-        error = (0.51 * noise)[..., None] / values + (0.51 * 200 * _EPS) * values
+        error = (0.51 * noise)[..., None] / values + (0.51 * RELATIVE) * values
         resolved = (squares[..., -1] > 50 * noise) & (top > _SMALLEST) & (top < _LARGEST)
         return values, error, resolved & (np.add.reduce(error, -1) <= tol * np.add.reduce(values, -1))
 
@@ -225,14 +240,15 @@ def _grams(tall: Array) -> Floats:
     return out.reshape(*tall.shape[:-2], n, n)
 
 
-def _tiles(blocks: Blocks, shape: tuple[int, int], least: int) -> Iterator[Floats]:
-    """Yield the rows as float64, at least `least` of them where a block has as many, else what fits in a tile."""
+def _tiles(blocks: Blocks, shape: tuple[int, int], least: int, widen: bool = True) -> Iterator[Array]:
+    """Yield tiles of rows, in float64 or as they are: at least `least` rows where a block has them, else what fits."""
     rows = max(least, TILE_BYTES // (8 * shape[1]), 1)
     seen = 0
     for block in blocks():
         seen += len(block)
         for start in range(0, len(block), rows):
-            yield block[start : start + rows].astype(np.float64, copy=False)
+            tile = block[start : start + rows]
+            yield tile.astype(np.float64, copy=False) if widen else tile
     if seen != shape[0]:
         raise ValueError(f"The blocks hold {seen} rows, but the matrix has {shape[0]}.")
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .arrays import CPU
 from .checkpoint import Checkpoint
 from .errors import nearest
 from .roles import Layout, WeightInfo
@@ -102,20 +103,27 @@ class Weights:
     """The selected canonical weights of one checkpoint. Arrays are read-only and shared, never copied.
 
     `watch` is told the name of whatever is read or measured, `ahead` may know a spectrum already (None: it does not).
+    Spectra of large matrices are computed on `device`.
     """
 
     watch: Callable[[str], None] | None = None
     ahead: Callable[[str], Spectrum | None] | None = None
 
     def __init__(
-        self, checkpoint: Checkpoint, layout: Layout, names: Sequence[str], *, cache: Cache | None = None
+        self,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        names: Sequence[str],
+        *,
+        cache: Cache | None = None,
+        device: str = CPU,
     ) -> None:
         self.checkpoint = checkpoint
         self.layout = layout
         self.names = list(names)
         self.spectra: dict[str, Spectrum] = {}
         self.block = Block([self])
-        self._cache = Cache() if cache is None else cache
+        self._cache, self._device = Cache() if cache is None else cache, device
 
     def close(self) -> None:
         """Close the checkpoint and let go of what was read."""
@@ -205,8 +213,8 @@ class Weights:
         rows, columns = info.shape
         streams = info.parts is None and info.expert is None and not info.transpose
         if streams and rows > columns and rows * columns * 4 > BLOCK_BYTES:
-            return spectrum_of_rows(lambda: self._blocks(info), info.shape)
-        return singular_values(self.read(info.name))
+            return spectrum_of_rows(lambda: self._blocks(info), info.shape, device=self._device)
+        return singular_values(self.read(info.name), device=self._device)
 
     def _blocks(self, info: WeightInfo) -> Iterator[Array]:
         step = max(1, BLOCK_BYTES // (4 * info.shape[1]))

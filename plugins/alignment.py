@@ -25,6 +25,7 @@ from ckpt_tools import (
     load_encoder,
     option,
     product_singular_values,
+    to_numpy,
 )
 
 from .alignment_measures import (
@@ -171,7 +172,7 @@ def states(model: Model, places: Places, positions: int, rows: int, shared: Mapp
             hidden = model.forward(batch, record=True).hidden
             if not hidden:
                 raise SourceError(f"The models of family {model.family.name!r} record no hidden states to compare.")
-            stacked = np.stack([h.double().numpy() for h in hidden])
+            stacked = np.stack([to_numpy(h).astype(np.float64) for h in hidden])
             found |= {i: stacked[:, at] for at, i in enumerate(part)}
     back = np.arange(1 - positions, 1)
     return np.stack([found[i][:, _present(found[i], len(places.rows[i]), t + back)] for i, t in places.at], axis=2)
@@ -199,14 +200,14 @@ def lens_logits(model: Model, hidden: Floats) -> Floats:
     import torch
 
     def lens(module: nn.Module) -> Tensor:
-        x = torch.from_numpy(hidden[:, 0]).to(model.dtype)
+        x = torch.from_numpy(hidden[:, 0]).to(model.dtype).to(model.device)
         norm = _path(model, "norm")
         unembed = _unembedding(model, module)
         out: Tensor = unembed(module.get_submodule(norm)(x) if norm else x)
         return out
 
     with torch.no_grad():
-        return model.call(lens).double().numpy()
+        return to_numpy(model.call(lens)).astype(np.float64)
 
 
 def _path(model: Model, role: str) -> str:

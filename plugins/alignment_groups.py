@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import OptionError, SourceError, nearest
+from ckpt_tools import OptionError, SourceError, nearest, to_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ class Selection:
     def groups(self, batch: Mapping[str, Tensor]) -> Groups:
         """Return the groups in a batch; raises OptionError for tensors it lacks and for groups without pairs."""
         count = len(batch["tokens"])
-        known = {name: t.numpy() for name, t in batch.items() if t.ndim == 1 and len(t) == count}
+        known = {name: to_numpy(t) for name, t in batch.items() if t.ndim == 1 and len(t) == count}
         for name in (self.a[0], self.b[0], self.pair):
             if name not in known:
                 raise OptionError(f"The batch has no {name!r} with one number per example.{nearest(name, known)}")
@@ -137,7 +137,7 @@ def groups_of_batch(batch: Mapping[str, Tensor], most: int) -> Groups:
         if len(a.at) != len(b.at):
             raise SourceError(f"group_a has {len(a.at)} entries and group_b {len(b.at)}: they are compared in pairs.")
         lens = _places(rows, batch["lens_at"], "lens_at") if "lens_at" in batch else a
-        ids = {name: batch[name].numpy() for name in ("bridge", "answer") if name in batch}
+        ids = {name: to_numpy(batch[name]) for name in ("bridge", "answer") if name in batch}
         return Groups(a, b, lens, ids.get("bridge"), ids.get("answer"))
     last = len(rows[0]) - 1
     pairs = np.array([(row, t) for row in range(len(rows)) for t in range(max(1, last))])
@@ -146,7 +146,7 @@ def groups_of_batch(batch: Mapping[str, Tensor], most: int) -> Groups:
 
 
 def _places(rows: list[list[int]], found: Tensor, name: str) -> Places:
-    at = found.numpy()
+    at = to_numpy(found)
     if at.ndim == 1:
         at = np.stack([at, np.full(len(at), len(rows[0]) - 1)], axis=1)
     if at.ndim != 2 or at.shape[1] != 2 or (at < 0).any() or (at >= [len(rows), len(rows[0])]).any():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Out, SourceError, hookimpl
+from ckpt_tools import Analyzer, Out, SourceError, hookimpl, to_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class Answers(Analyzer):
         batch = view.batch()
         answer, loss = answers(view.model().forward(batch).logits, batch)
         given = batch["split"] if "split" in batch else batch["targets"].new_zeros(len(batch["targets"]))
-        split = given.numpy().astype(np.int64)
+        split = to_numpy(given).astype(np.int64)
         known = np.isfinite(loss)  # the likeliest token among NaN is none
         shares = {name: _share(answer, known, batch, name) for name in ("targets", *CANDIDATES)}
         parts = [split == i for i in np.unique(split)]
@@ -76,19 +76,19 @@ def answers(logits: Tensor, batch: Batch) -> tuple[NDArray[np.int64], Floats]:
     scored = logits[:, -1] if targets.ndim == 1 else logits
     log_p = scored.double().log_softmax(-1)
     loss = -log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
-    return log_p.argmax(-1).numpy(), loss.numpy()
+    return to_numpy(log_p.argmax(-1)), to_numpy(loss)
 
 
 def _share(answer: NDArray[np.int64], known: NDArray[np.bool_], batch: Batch, name: str) -> Floats:
     """Return 1 where the answer is what the batch has under `name`, else 0; NaN where it has no such thing."""
     if name not in batch or batch[name].shape != batch["targets"].shape:
         return np.full(answer.shape, np.nan)
-    return np.where(known, answer == batch[name].numpy(), np.nan)
+    return np.where(known, answer == to_numpy(batch[name]), np.nan)
 
 
 def _mean(values: NDArray[Any], part: NDArray[np.bool_], batch: Batch) -> float:
     """Return the mean over examples `part`, and over those of their positions that have a target."""
-    there = (batch["targets"].numpy() >= 0)[part]
+    there = (to_numpy(batch["targets"]) >= 0)[part]
     return float(values[part][there].mean()) if there.any() else float("nan")
 
 

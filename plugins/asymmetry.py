@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Figure, Out, SourceError, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, SourceError, hookimpl, option, to_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ def convolutions(model: Model) -> Kernels:
 
 def tap_share(kernel: Tensor) -> np.ndarray[Any, Any]:
     """Return, for each lag, the mean over channels of |w_l| / sum |w|; channels of zeros are left out."""
-    weights = kernel.double().abs().flip(1).numpy()
+    weights = np.abs(to_numpy(kernel).astype(np.float64))[:, ::-1]
     total = weights.sum(1, keepdims=True)
     used = total[:, 0] != 0
     return np.asarray((weights[used] / total[used]).mean(0) if used.any() else np.zeros(weights.shape[1]))
@@ -114,7 +114,7 @@ def kernel_asymmetry(kernel: Tensor) -> float:
 
 def asymmetry(one: Tensor, other: Tensor) -> float:
     """Return sqrt(sum |one - other|^2 / sum (|one|^2 + |other|^2)); 0 where both are zero."""
-    one, other = one.double(), other.double()
+    one, other = one.cpu().double(), other.cpu().double()  # not every device has float64
     scale = float(one.square().sum() + other.square().sum())
     return float(np.sqrt(float((one - other).square().sum()) / scale)) if scale != 0 else 0.0
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Figure, Out, Series, SourceError, hookimpl, option
+from ckpt_tools import Analyzer, Figure, Out, Series, SourceError, hookimpl, option, to_numpy
 
 from .attention_cycles import Thresholds, cycle_facts
 from .attention_maps import population_attention
@@ -107,7 +107,7 @@ class Attention(Analyzer):
             "frequency": list(self.frequency),
             "key_token": keys.tolist(),
             "query_token": queries.tolist(),
-            "token_frequency": at.of_tokens(keys).numpy(),
+            "token_frequency": to_numpy(at.of_tokens(keys)),
             **{name: [layer[name] for layer in layers] for name in layers[0]},
         }
 

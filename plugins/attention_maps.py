@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ckpt_tools import to_numpy
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -92,12 +94,12 @@ class Positions:
         import torch
 
         tokens = batch["tokens"]
-        share = torch.ones(tokens.shape, dtype=torch.float64)
+        share = torch.ones(tokens.shape, dtype=torch.float64, device=tokens.device)
         if "key_log_weight" in batch:
             share = share * batch["key_log_weight"].double().exp()
         share /= share.sum()
         ids, place = torch.unique(tokens, return_inverse=True)
-        counts = torch.zeros(len(ids), dtype=torch.float64).index_add(0, place.flatten(), share.flatten())
+        counts = share.new_zeros(len(ids)).index_add(0, place.flatten(), share.flatten())
         return cls(tokens, share, counts[place])
 
     def rows(self, start: int, stop: int) -> Positions:
@@ -125,10 +127,10 @@ def sums(maps: Tensor, at: Positions, keys: Tensor, queries: Tensor, bins: tuple
     import torch
 
     maps = maps.double()
-    q = torch.arange(maps.shape[-1])
+    q = torch.arange(maps.shape[-1], device=maps.device)
     ahead = q[None, :] - q[:, None]
-    edges = torch.tensor(distance_edges(len(q)))
-    lower = torch.tensor(bins, dtype=torch.float64)
+    edges = q.new_tensor(distance_edges(len(q)))
+    lower = maps.new_tensor(bins)
 
     def total(x: Tensor) -> Tensor:
         return (at.share[:, None] * x).sum((0, -1))
@@ -139,9 +141,9 @@ def sums(maps: Tensor, at: Positions, keys: Tensor, queries: Tensor, bins: tuple
 
     spread = entropy(maps)
     distance_bin = torch.bucketize(ahead.abs(), edges, right=True) - 1
-    by_distance = (distance_bin[..., None] == torch.arange(len(edges))).double()
+    by_distance = (distance_bin[..., None] == torch.arange(len(edges), device=maps.device)).double()
     to_key = into(at.tokens, keys)
-    to_bin = into(torch.bucketize(at.frequency, lower, right=True) - 1, torch.arange(len(bins)))
+    to_bin = into(torch.bucketize(at.frequency, lower, right=True) - 1, torch.arange(len(bins), device=maps.device))
     from_query = ((at.tokens[..., None] == queries) * at.share[..., None])[:, None]
     return {
         "entropy": total(spread),
@@ -165,4 +167,4 @@ def means(totals: Mapping[str, Tensor], at: Positions, queries: Tensor) -> dict[
     found["position_entropy"] = totals["position_entropy"] / at.share.sum(0)
     found["mass"] = totals["mass"] / at.of_tokens(queries)[:, None]
     found["query_entropy"] = entropy(found["mass"])
-    return {name: value.numpy() for name, value in found.items()}
+    return {name: to_numpy(value) for name, value in found.items()}

@@ -152,6 +152,7 @@ def _measured(
 
     with torch.no_grad(), cut(modules, edges):
         loss, logits = model.loss_and_logits(batch)
+    logits = logits.to(batch["tokens"].device)
     return float(loss), accuracy(logits, batch), contrast(logits, batch)
 
 

@@ -75,7 +75,9 @@ def _hook(edges: Tensor) -> Any:
         name = _mask_name(module)
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         before = bound.arguments.get(name)
-        bound.arguments[name] = _cut_mask(before, edges)
+        # Not every layer is given a mask, but every one is given states.
+        states = next(value for value in bound.arguments.values() if isinstance(value, Tensor))
+        bound.arguments[name] = _cut_mask(before, edges.to(states.device))
         return bound.args, bound.kwargs
 
     return add
@@ -83,7 +85,7 @@ def _hook(edges: Tensor) -> Any:
 
 def _cut_mask(before: Tensor | None, edges: Tensor) -> Tensor:
     if before is None:
-        return torch.zeros(edges.shape).masked_fill(edges, -torch.inf)
+        return torch.zeros(edges.shape, device=edges.device).masked_fill(edges, -torch.inf)
     rows = edges[..., -before.shape[-2] :, :]
     if before.dtype == torch.bool:
         return before & ~rows
@@ -107,8 +109,9 @@ def classes(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     length = batch["tokens"].shape[1]
     if "place" in batch:
-        since = torch.arange(length) - batch["place"][:, None]
-        last = (torch.arange(length) == length - 1).expand_as(since)
+        positions = torch.arange(length, device=batch["place"].device)
+        since = positions - batch["place"][:, None]
+        last = (positions == length - 1).expand_as(since)
         key, anchors = since == 0, (since == 1) | (since == 2)
         return {"key": key, "anchors": anchors, "last": last, "other": ~(key | anchors | last)}
     if "classes" in batch:
@@ -119,7 +122,7 @@ def classes(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def between(queries: Tensor, keys: Tensor) -> Tensor:
     """Return the edges `[B, 1, query, key]` from keys of one class to queries of another, a position's own left out."""
     edges = queries[:, :, None] & keys[:, None, :]
-    return (edges & ~torch.eye(edges.shape[-1], dtype=torch.bool))[:, None]
+    return (edges & ~torch.eye(edges.shape[-1], dtype=torch.bool, device=edges.device))[:, None]
 
 
 def accuracy(logits: Tensor, batch: Mapping[str, Tensor]) -> float:
@@ -148,7 +151,7 @@ def contrast(logits: Tensor, batch: Mapping[str, Tensor]) -> float:
     chosen = one != other
     if "targets" in batch and batch["targets"].shape == other.shape:
         chosen &= batch["targets"] != other
-    rows = torch.arange(len(one))[chosen]
+    rows = chosen.nonzero().flatten()
     log_p = logits[rows, -1].double().log_softmax(-1)
-    at = torch.arange(len(rows))
+    at = torch.arange(len(rows), device=rows.device)
     return float((log_p[at, one[rows]] - log_p[at, other[rows]]).mean()) if len(rows) else float("nan")

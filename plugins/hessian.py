@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import grad
 
+from ckpt_tools import to_numpy
+
 Vector = NDArray[Any]
 Tensors = dict[str, torch.Tensor]
 Part = tuple[float, Callable[[Tensors], tuple[torch.Tensor, torch.Tensor | None]]]
@@ -30,7 +32,8 @@ class Curvature:
 
     `parts` are (share, function) pairs: the function returns (loss, outputs) for parameters, the whole loss is the sum
     of share * loss. One part keeps its graph in memory; several rebuild theirs for each product, which bounds memory
-    by the largest part at about 1.5 times the cost. Vectors have the parameters' dtype.
+    by the largest part at about 1.5 times the cost. Vectors have the parameters' dtype; they are arrays, wherever the
+    parameters are.
     """
 
     def __init__(
@@ -87,13 +90,13 @@ class Curvature:
         return loss, grads, lambda v: pull(curve(forward(v)))
 
     def _pieces(self, v: Vector) -> list[torch.Tensor]:
-        flat = torch.from_numpy(np.ascontiguousarray(v, dtype=self.dtype))
-        sizes = [p.numel() for p in self.params.values()]
-        return [piece.view_as(p) for piece, p in zip(torch.split(flat, sizes), self.params.values(), strict=True)]
+        params = list(self.params.values())
+        flat = torch.from_numpy(np.ascontiguousarray(v, dtype=self.dtype)).to(params[0].device)
+        pieces = torch.split(flat, [p.numel() for p in params])
+        return [piece.view_as(p) for piece, p in zip(pieces, params, strict=True)]
 
     def _flat(self, tensors: Sequence[torch.Tensor]) -> Vector:
-        flat: Vector = torch.cat([t.detach().reshape(-1) for t in tensors]).numpy()
-        return flat
+        return to_numpy(torch.cat([t.detach().reshape(-1) for t in tensors]))
 
 
 def _vjp(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> _Product:

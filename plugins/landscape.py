@@ -40,7 +40,7 @@ def magnitudes(params: Mapping[str, Tensor], scaling: Scaling, transposed: Colle
 
 def _magnitude(p: Tensor, scaling: Scaling, axis: int) -> Tensor:
     if scaling == "absolute":
-        return torch.ones((), dtype=p.dtype)
+        return p.new_ones(())
     if scaling == "tensor" or p.ndim < 2:
         return p.square().mean().sqrt()
     others = [i for i in range(p.ndim) if i != axis % p.ndim]
@@ -48,8 +48,9 @@ def _magnitude(p: Tensor, scaling: Scaling, axis: int) -> Tensor:
 
 
 def noise(params: Mapping[str, Tensor], rng: np.random.Generator) -> Tensors:
-    """Return standard normal noise of the parameters' shapes and dtypes."""
-    return {name: torch.from_numpy(rng.standard_normal(tuple(p.shape))).to(p.dtype) for name, p in params.items()}
+    """Return standard normal noise of the parameters' shapes and dtypes: the same numbers on every device."""
+    drawn = {name: torch.from_numpy(rng.standard_normal(tuple(p.shape))).to(p.dtype) for name, p in params.items()}
+    return {name: unit.to(params[name].device) for name, unit in drawn.items()}
 
 
 def shifted(params: Mapping[str, Tensor], direction: Mapping[str, Tensor], by: float) -> Tensors:
@@ -92,7 +93,7 @@ def sharpness_aware(loss: Loss, params: Mapping[str, Tensor], gradient: NDArray[
     flat = torch.from_numpy(gradient / norm)
     sizes = [p.numel() for p in params.values()]
     pieces = torch.split(flat, sizes)
-    direction = {name: d.view_as(params[name]) for name, d in zip(params, pieces, strict=True)}
+    direction = {name: d.view_as(params[name]).to(params[name].device) for name, d in zip(params, pieces, strict=True)}
     with torch.no_grad():
         base = loss(dict(params))
         return np.array([loss(shifted(params, direction, rho)) - base for rho in rhos])

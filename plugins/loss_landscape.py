@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, open_trajectory, option
+from ckpt_tools import Analyzer, Figure, OptionError, Out, hookimpl, open_trajectory, option, to_numpy
 
 if TYPE_CHECKING:
     from ckpt_tools import View
@@ -115,13 +115,13 @@ class Landscape(Analyzer):
         sizes = [p.numel() for p in params.values()]
         directions = []
         for flat in plane.directions:
-            parts = torch.split(torch.from_numpy(flat), sizes)
+            parts = torch.split(torch.from_numpy(flat).to(model.device), sizes)
             directions.append({name: part.view_as(params[name]) for name, part in zip(names, parts, strict=True)})
         return landscape(lambda at: float(model.loss(batch, tensors=at)), params, directions, axes)
 
 
 def _flat(params: Mapping[str, Any], names: tuple[str, ...]) -> Floats:
-    return np.concatenate([params[name].detach().double().numpy().ravel() for name in names])
+    return np.concatenate([to_numpy(params[name]).astype(np.float64).ravel() for name in names])
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ Of every prediction the most probable token is taken. Accuracy is how often it i
 model held it; over bins of equal width of confidence, the expected calibration error is sum_b share_b |acc_b - conf_b|.
 """
 
-from ckpt_tools import Analyzer, Out, hookimpl, option
+from ckpt_tools import Analyzer, Out, hookimpl, option, to_numpy
 
 
 class Calibration(Analyzer):
@@ -31,9 +31,7 @@ class Calibration(Analyzer):
         confidence, token = p.max(-1)
         right = (token == targets).double()
         place = (confidence.nan_to_num() * self.bins).long().clamp(max=self.bins - 1)
-        count, sure, hits = (
-            torch.zeros(self.bins, dtype=p.dtype).index_add(0, place, x) for x in (right * 0 + 1, confidence, right)
-        )
+        count, sure, hits = (p.new_zeros(self.bins).index_add(0, place, x) for x in (right * 0 + 1, confidence, right))
         found = {
             "accuracy": right.mean(),
             "confidence": confidence.mean(),
@@ -43,7 +41,7 @@ class Calibration(Analyzer):
             "bin_accuracy": hits / count,
         }
         centres = [(i + 0.5) / self.bins for i in range(self.bins)]
-        return {"bin": centres, **{name: value.numpy() for name, value in found.items()}}
+        return {"bin": centres, **{name: to_numpy(value) for name, value in found.items()}}
 
 
 def predictions(logits, batch):

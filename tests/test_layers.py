@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 
 CORE = Path(ckpt_tools.__file__).parent
 LAYERS = [
-    ["errors", "losses", "streams"],
-    ["options", "hookspecs", "heads"],
+    ["errors", "losses", "streams", "arrays"],
+    ["options", "hookspecs", "heads", "squares"],
     ["checkpoint"],
     ["roles", "results", "text"],
     ["spectra", "analyzer", "family", "run"],

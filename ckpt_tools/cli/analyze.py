@@ -70,7 +70,8 @@ def parse_cache_size(ctx: click.Context, param: click.Parameter, value: str | No
 @click.option(
     "--cache-size", metavar="SIZE", callback=parse_cache_size, help="Most that copies of remote files take (20GiB)."
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes to compute in.")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
+@click.option("--workers", type=click.IntRange(1), help="Processes to compute in (default: 1, with cuda 1 per GPU).")
 @click.option(
     "--memory", metavar="SIZE", callback=parse_cache_size, help="Most that all processes take (default: half of free)."
 )
@@ -160,7 +161,7 @@ def cluster_settings(how: dict[str, Any]) -> Any:
         return None
     from ..engine.cluster import Cluster
 
-    return Cluster(**given, workers=how["workers"])
+    return Cluster(**given, workers=how["workers"] or 1)
 
 
 SHOWN_FAILURES = 5

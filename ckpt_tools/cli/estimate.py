@@ -37,6 +37,7 @@ def _rows(found: Estimate) -> list[tuple[str, str]]:
         ("matrices", str(found.matrices)),
         ("units", f"{units} (one analyzer at one checkpoint each)"),
         ("to read", f"{shown(found.bytes_to_read)}, {shown(found.bytes_per_checkpoint)} a checkpoint"),
+        ("device", found.device),
         ("memory", f"about {shown(found.peak)} of {shown(found.memory)}, {found.workers} worker(s)"),
         ("time", "not known" if found.seconds is None else f"about {duration(found.seconds)}"),
     ]

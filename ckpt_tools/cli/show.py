@@ -107,7 +107,7 @@ def _header(found: Results) -> Iterator[tuple[str, str]]:
 
     attrs = found.attrs
     yield "results", f"{found.path} ({SCHEMA} {attrs['schema_version']}, {attrs.get('created', 'time unknown')})"
-    for name in ("source", "family", "seed", "history"):
+    for name in ("source", "family", "seed", "history", "device"):
         if attrs.get(name) not in (None, ""):
             yield name, str(attrs[name])
     yield "steps", _steps(found)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..analyzer import Analyzer
+from ..arrays import CPU
 from ..errors import ResultsError
 from ..registry import Registry
 from ..results import check_target, open_results
 from ..results.html import results_html
 from .cluster import Cluster
+from .device import check_name, resolve, workers_for
 from .estimate import Estimate, estimate_work, needs_of
 from .journal import Journal, journal_path
 from .keys import Keys
@@ -73,8 +75,9 @@ def analyze(
     data: Mapping[str, Any] | None = None,
     plugin_files: Iterable[str | Path] = (),
     registry: Registry | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     memory: int | None = None,
+    device: str = CPU,
     timeout: float | None = None,
     strict: bool = False,
     force: bool = False,
@@ -90,14 +93,16 @@ def analyze(
     `ckpt_tools.data.DataSource`. A results file that exists is extended: only what is missing is computed; `force`
     starts afresh. What cannot be read or measured is recorded and the rest goes on, unless `strict`. `memory` are the
     bytes that all processes together may take (default: half of what is free); as many of the `workers` are started as
-    fit. `cache_size` bounds in bytes the copies of remote files that cannot be read in parts; `part` chooses among
-    several sets of weights in each checkpoint, such as "ema". `watch` follows a run that is still training until it
-    ends. `cluster` is a `Cluster` or a connected `distributed.Client`: its workers compute then, each within `memory`
-    (default: half of its limit). Raises a CkptError for anything the caller can mend, before the long work where
-    possible.
+    fit (default: one, or one for each GPU of `device` "cuda"). `device` is "cpu", "cuda", "cuda:N", "mps" or "auto", a
+    GPU where CUDA finds one. `cache_size` bounds in bytes the copies of remote files that cannot be read in parts;
+    `part` chooses among several sets of weights in each checkpoint, such as "ema". `watch` follows a run that is still
+    training until it ends. `cluster` is a `Cluster` or a connected `distributed.Client`: its workers compute then, each
+    within `memory` (default: half of its limit). Raises a CkptError for anything the caller can mend, before the long
+    work where possible.
     """
     started = time.monotonic()
-    job = _job(source, plugins, options, steps, matrices, plugin_files, data, timeout, cache_size, part)
+    job = _job(source, plugins, options, steps, matrices, plugin_files, data, timeout, cache_size, part, device)
+    workers = _workers(workers, job, here=cluster is None)
     target = _target(Path(output), force)
     plans = follow(job, registry) if watch else iter([(job.plan(registry), True)])
     elsewhere = cluster is not None
@@ -133,8 +138,9 @@ def preview(
     data: Mapping[str, Any] | None = None,
     plugin_files: Iterable[str | Path] = (),
     registry: Registry | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     memory: int | None = None,
+    device: str = CPU,
     force: bool = False,
     cache_size: int | None = None,
     part: str = "",
@@ -143,7 +149,8 @@ def preview(
 
     Writes no results. Raises the same errors as `analyze` before its long work.
     """
-    job = _job(source, plugins, options, steps, matrices, plugin_files, data, None, cache_size, part)
+    job = _job(source, plugins, options, steps, matrices, plugin_files, data, None, cache_size, part, device)
+    workers = _workers(workers, job)
     target = _target(Path(output), force)
     plan = job.plan(registry)
     if journal_path(target).exists() and not force:
@@ -165,11 +172,19 @@ def _job(
     timeout: float | None,
     cache_size: int | None,
     part: str,
+    device: str,
 ) -> Job:
+    check_name(device)
     files = tuple(map(str, plugin_files))
-    return Job(
-        str(source), tuple(plugins), options or {}, steps, tuple(matrices), files, data or {}, timeout, cache_size, part
-    )
+    chosen = str(source), tuple(plugins), options or {}, steps, tuple(matrices), files, data or {}
+    return Job(*chosen, timeout, cache_size, part, device=device)
+
+
+def _workers(asked: int | None, job: Job, here: bool = True) -> int:
+    """Return how many processes to compute in; OptionError when that is `here`, and the device is not."""
+    if here:
+        resolve(job.device)
+    return asked or (workers_for(job.device) if here else 1)
 
 
 @contextmanager

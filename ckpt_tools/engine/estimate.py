@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import SourceError
 from ..layouts import Resolved
 from ..weights import Weights
+from .device import described, placed, resolve
 from .memory import BASE_BYTES, MODEL_BYTES, workers_that_fit
 from .plan import Plan
 from .run import MAX_BLOCK, Runner, Wanted
@@ -45,8 +46,8 @@ class Estimate:
     """What `analyze` would do. `units` are analyzers times checkpoints yet to compute, `known` those in the journal.
 
     `bytes_to_read` and `bytes_per_checkpoint` are stored bytes, `memory` the budget of all processes, `peak` what they
-    are expected to take at most, `seconds` the expected time (None when nothing could be timed), without the analyzers
-    in `untimed`.
+    are expected to take at most, `device` where they compute, `seconds` the expected time (None when nothing could be
+    timed), without the analyzers in `untimed`.
     """
 
     checkpoints: int
@@ -59,6 +60,7 @@ class Estimate:
     memory: int
     peak: int
     workers: int
+    device: str
     seconds: float | None = None
     untimed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -123,10 +125,12 @@ def estimate_work(
         share * fitting + others,
         _peak(plan, needs) * fitting + others,
         fitting,
+        described(resolve(plan.job.device)),
         notes=[f"only {fitting} of {workers} workers fit into the memory"] if fitting < workers else [],
     )
     if calibrate and wanted:
-        seconds, found.untimed = _seconds(plan, wanted, needs)
+        with placed(plan) as here:
+            seconds, found.untimed = _seconds(here, wanted, needs)
         found.seconds = None if seconds is None else seconds * len(wanted) / min(fitting, len(wanted))
     elif not wanted:
         found.seconds = 0.0
@@ -206,5 +210,5 @@ def _timed_alone(plan: Plan, position: int, names: Sequence[str], name: str) -> 
     job = replace(plan.job, matrices=(glob.escape(name),))
     alone = job.plan(plan.registry, plan.trajectory)
     started = time.perf_counter()
-    result = next(Runner(alone).run({position: names}))
+    result = next(Runner(replace(alone, device=plan.device)).run({position: names}))
     return time.perf_counter() - started, result.failures

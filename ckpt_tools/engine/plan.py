@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..analyzer import Analyzer
+from ..arrays import CPU
 from ..checkpoint import Trajectory, open_trajectory
 from ..checkpoint.location import Location, local_folder
 from ..errors import OptionError, PluginError, nearest
@@ -28,7 +29,8 @@ class Job:
     """What a user asked for, as plain data: workers rebuild the same plan from it.
 
     `data` are the arguments of `ckpt_tools.data.DataSource` as keywords, empty for a run's own probe batch. `memory` is
-    the bytes one process may use; results do not depend on it.
+    the bytes one process may use; results do not depend on it. `device` is a name as for `--device`, which each process
+    resolves for itself.
     """
 
     source: str
@@ -42,6 +44,7 @@ class Job:
     cache_size: int | None = None
     part: str = ""
     memory: int = 1 << 30
+    device: str = CPU
 
     @property
     def budget(self) -> Budget:
@@ -63,7 +66,10 @@ class Job:
 
 @dataclass
 class Plan:
-    """A trajectory, the steps to take, configured analyzers, and the layouts cache that resolves weights."""
+    """A trajectory, the steps to take, configured analyzers, and the layouts cache that resolves weights.
+
+    `device` is that of this process, such as "cuda:1"; `device.placed` sets it.
+    """
 
     job: Job
     trajectory: Trajectory
@@ -71,6 +77,7 @@ class Plan:
     analyzers: list[Analyzer]
     registry: Registry
     layouts: Layouts
+    device: str = CPU
 
     @property
     def seed(self) -> str:

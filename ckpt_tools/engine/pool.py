@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from typing import Any
 
 from ..checkpoint import Trajectory
@@ -23,6 +23,7 @@ from ..errors import SourceError
 from ..spectra import Spectrum
 from ..weights import Weights
 from .ahead import Ahead
+from .device import placed
 from .plan import Job, Plan
 from .run import Runner, StepResult, Tick, Wanted
 from .work import cost
@@ -60,9 +61,11 @@ def compute(
 
         yield from compute_remotely(plan, wanted, client, tick)
     elif workers > 1 and len(wanted) < workers and _is_large(plan, wanted):
-        yield from Runner(plan, tick, ahead=lambda weights: _ahead(plan, weights, workers)).run(wanted)
+        with placed(plan) as here:
+            yield from Runner(here, tick, ahead=lambda weights: _ahead(plan, weights, workers)).run(wanted)
     elif workers == 1 or len(wanted) < 2:
-        yield from Runner(plan, tick).run(wanted)
+        with placed(plan) as here:
+            yield from Runner(here, tick).run(wanted)
     else:
         yield from _parallel(plan, wanted, workers)
 
@@ -181,7 +184,8 @@ def _start(job: Job, trajectory: Trajectory) -> None:
 
 def _work(wanted: Wanted) -> list[StepResult]:
     assert _plan is not None  # set by the initializer
-    return list(Runner(_plan).run(wanted))
+    with placed(_plan, current_process().name) as plan:
+        return list(Runner(plan).run(wanted))
 
 
 def _spectrum(step: int, name: str) -> tuple[Spectrum, str, str]:
@@ -189,7 +193,8 @@ def _spectrum(step: int, name: str) -> tuple[Spectrum, str, str]:
     global _runner
     assert _plan is not None  # set by the initializer
     if _runner is None:
-        _runner = Runner(_plan)
+        with placed(_plan, current_process().name) as plan:
+            _runner = Runner(plan)
     weights, _ = _runner.weights_of(step)
     _runner.close(keep=[step])
     tensor = weights.info(name).tensor

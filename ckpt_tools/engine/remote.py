@@ -7,6 +7,7 @@ before may be set to try a few more times by itself first.
 
 from __future__ import annotations
 
+import os
 import pickle
 import queue
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ClusterError
+from .device import placed
 from .memory import free_memory
 from .plan import Plan
 from .pool import Task, buried, tasks_of
@@ -124,7 +126,14 @@ def _work(token: str, payload: bytes, wanted: Wanted) -> list[StepResult]:
         if token not in _known:
             _known.clear()
             _known[token] = _unpacked(payload)
-        return list(Runner(_known[token]).run(wanted))
+        with placed(_known[token], _worker_name(), os.environ.get("CUDA_VISIBLE_DEVICES", "")) as plan:
+            return list(Runner(plan).run(wanted))
+
+
+def _worker_name() -> str:
+    from distributed import get_worker
+
+    return str(get_worker().name)
 
 
 def _unpacked(payload: bytes) -> Plan:

@@ -19,6 +19,7 @@ from ..verify.sighting import Sighting
 from ..view import BatchView, View
 from ..weights import Block, Cache, Lazy, Weights
 from .ahead import Ahead
+from .device import described
 from .limits import time_limit
 from .memory import keep_freed
 from .plan import Plan
@@ -148,7 +149,7 @@ class Runner:
             result.failures = {name: str(error) for name in names}
         if id(resolved) not in self._told:
             self._told.add(id(resolved))
-            result.facts = _layout_facts(weights.checkpoint, resolved)
+            result.facts = {**_layout_facts(weights.checkpoint, resolved), "devices": [described(self.plan.device)]}
         result.facts.setdefault("skipped", {}).update({s.name: s.reason for s in weights.checkpoint.skipped})
         return result
 
@@ -219,7 +220,9 @@ class Runner:
         if id(resolved) not in self._hosts:
             from ..host import ModelHost
 
-            self._hosts[id(resolved)] = ModelHost(resolved.family, resolved.config, self.plan.batch_source)
+            self._hosts[id(resolved)] = ModelHost(
+                resolved.family, resolved.config, self.plan.batch_source, device=self.plan.device
+            )
         return self._hosts[id(resolved)]
 
     def weights_of(self, step: int) -> tuple[Weights, Resolved]:
@@ -227,7 +230,7 @@ class Runner:
         if step not in self._open:
             checkpoint = self.plan.trajectory.checkpoint(step)
             resolved = self.plan.layouts.of(checkpoint)
-            weights = Weights(checkpoint, resolved.layout, resolved.names, cache=self._cache)
+            weights = Weights(checkpoint, resolved.layout, resolved.names, cache=self._cache, device=self.plan.device)
             seen = (weights.info(name).tensor for name in (*weights.names, *weights.vector_names))
             checkpoint.expect(checkpoint.tensors if self.plan.runs_models else set(seen))
             self._open[step] = (weights, resolved)

@@ -19,7 +19,7 @@ from .journal import Journal
 from .plan import Plan
 from .run import StepResult
 
-_LISTS = ("matrices", "dtypes", "notes")
+_LISTS = ("matrices", "dtypes", "notes", "devices")
 _MAPS = ("aliases", "skipped")
 
 
@@ -155,6 +155,7 @@ class Store:
             "family": self.facts.get("family", ""),
             "seed": self.plan.seed,
             "history": command_line(),
+            "device": "; ".join(self.facts.get("devices", [])) or None,
             "storage_dtypes": sorted(self.facts.get("dtypes", [])),
             "tied": self.facts.get("aliases", {}),
             "notes": self.facts.get("notes", []),

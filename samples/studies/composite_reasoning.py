@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, View, hookimpl
+from ckpt_tools import Analyzer, Out, View, hookimpl, to_numpy
 from ckpt_tools.study import Analysis, Claim, Figure, Found, Run, Study, Table
 
 KEYS, HELD_OUT = 1, 3
@@ -39,9 +39,9 @@ class Grouping(Analyzer):
         """Return the cosines; the batch is the probe batch of task `anchor`."""
         batch = view.batch()
         rows = batch["split"] == KEYS
-        targets = batch["targets"][rows].numpy()
+        targets = to_numpy(batch["targets"][rows])
         hidden = view.model().forward(batch, record=True).hidden
-        states = [h[rows, -1].double().numpy() for h in hidden]
+        states = [to_numpy(h[rows, -1].double()) for h in hidden]
         same = (targets[:, None] == targets) & ~np.eye(len(targets), dtype=bool)
         other = targets[:, None] != targets
         cosines = [_cosines(x) for x in states]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, hookimpl
+from ckpt_tools import Analyzer, Out, hookimpl, to_numpy
 from ckpt_tools.study import Analysis, Claim, Figure, Run, Study, Table, first
 
 PI = (0.75, 0.19, 0.05, 0.01)
@@ -47,9 +47,9 @@ class Frequency(Analyzer):
     def analyze(self, view):
         batch, embed = view.batch(), view.matrices()["embed"]
         if "key_log_weight" in batch:
-            share = batch["key_log_weight"].double().exp().numpy()
+            share = to_numpy(batch["key_log_weight"].double().exp())
         else:
-            share = np.bincount(batch["tokens"].flatten().numpy(), minlength=len(embed)).astype(float)
+            share = np.bincount(to_numpy(batch["tokens"].flatten()), minlength=len(embed)).astype(float)
         share = share / share.sum()
         top = np.linalg.svd(embed, full_matrices=False)[0][:, 0]
         entropy = -(share[share > 0] * np.log(share[share > 0])).sum()

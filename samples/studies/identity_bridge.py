@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, View, hookimpl
+from ckpt_tools import Analyzer, Out, View, hookimpl, to_numpy
 from ckpt_tools.study import Analysis, Claim, Figure, Found, Run, Study, Table
 
 FIRST, TWO_HOP, OOD = 0, 2, 4
@@ -42,7 +42,7 @@ class Bridge(Analyzer):
 
     def analyze(self, view: View) -> Mapping[str, Any]:
         """Return the blocks and cosines; the batch is the probe batch of task `two_hop`."""
-        batch = {name: values.numpy() for name, values in view.batch().items()}
+        batch = {name: to_numpy(values) for name, values in view.batch().items()}
         first = {row[1]: (row, b) for row, b in _rows(batch, FIRST, "bridge")}  # rows begin with padding
         held_out = {row[0]: (b, o) for row, b, o in _rows(batch, OOD, "bridge", "targets")}
         bridges = sorted({bridge for _, bridge in first.values()})
@@ -68,7 +68,7 @@ class Bridge(Analyzer):
 
         tokens = torch.tensor(rows)
         shown = view.model().forward({"tokens": tokens, "targets": tokens[:, -1]}, record=True)
-        return shown.logits[:, -1].double().numpy().T, shown.hidden[1][:, -1].double().numpy()
+        return to_numpy(shown.logits[:, -1].double()).T, to_numpy(shown.hidden[1][:, -1].double())
 
 
 def _rows(batch: Mapping[str, np.ndarray], split: int, *names: str) -> list[tuple[Any, ...]]:

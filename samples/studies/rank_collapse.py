@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, hookimpl
+from ckpt_tools import Analyzer, Out, hookimpl, to_numpy
 from ckpt_tools.study import Analysis, Claim, Figure, Run, Study, Table, first
 
 QUERY, KEY, VALUE, UP = "layers.0.attn.q", "layers.0.attn.k", "layers.0.attn.v", "layers.0.mlp.up"
@@ -28,15 +28,15 @@ class Collapse(Analyzer):
     def analyze(self, view):
         batch, weights = view.batch(), view.matrices()
         shown = view.model().forward(batch, record=True)
-        x, y, d = batch["inputs"].numpy(), batch["targets"].numpy(), batch["inputs"].shape[2]
+        x, y, d = to_numpy(batch["inputs"]), to_numpy(batch["targets"]), batch["inputs"].shape[2]
         v = (y[:, None] * x.sum(1)).sum(0)
         columns = weights[VALUE]  # stored [out, in]: a row is a column of W_V
         along = columns @ v / np.linalg.norm(columns, axis=1) / np.linalg.norm(v)
-        loss = np.exp(-y * shown.logits[:, 0, 0].detach().numpy())
+        loss = np.exp(-y * to_numpy(shown.logits[:, 0, 0]))
         chain = weights["layers.0.mlp.down"][0] @ weights[UP] @ columns  # E
         spread = np.einsum("ijd,ije,d->ie", x, x - x.mean(1, keepdims=True), chain)
         force = np.einsum("i,id,ie->de", y * loss, x[:, -1], spread) / (len(x) * x.shape[1] * d**0.5)
-        maps = shown.attention[0].detach().numpy()
+        maps = to_numpy(shown.attention[0])
         return {
             "value_cos": abs(along).mean(),
             "query_cos": abs(np.linalg.svd(weights[QUERY])[2][0] @ np.linalg.svd(force)[0][:, 0]),

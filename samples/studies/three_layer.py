@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ckpt_tools import Analyzer, Out, hookimpl, singular_values
+from ckpt_tools import Analyzer, Out, hookimpl, singular_values, to_numpy
 from ckpt_tools.study import Analysis, Claim, Figure, Run, Study, first
 
 PLATEAU, ESCAPED = 0.999, 0.95  # shares of the first loss
@@ -23,7 +23,7 @@ class Escape(Analyzer):
 
     def analyze(self, view):
         batch, weights = view.batch(), list(view.matrices().values())
-        z = (batch["targets"] * batch["inputs"]).mean(0).numpy()
+        z = to_numpy((batch["targets"] * batch["inputs"]).mean(0))
         v = z / np.linalg.norm(z)
         moved = v
         for weight in weights:

@@ -100,6 +100,25 @@ def test_hessian_products_agree_where_they_are_right(tmp_path: Path) -> None:
     assert found["eigenvalue_to_1e-3"]["ours"]["error"] <= 1e-3
 
 
+def test_device_compares_the_cpu_with_itself(tmp_path: Path) -> None:
+    sizes = ["--layers", "2", "--width", "48", "--inner", "96", "--vocabulary", "64", "--batch", "4"]
+    small = ["--hessian-width", "16", "--hessian-layers", "1", "--device", "cpu", "--dir", str(tmp_path)]
+    found = ran("device", tmp_path, "--rounds", "1", *sizes, *small)
+    assert found["found"]["matrices"] == 16
+    measured = {goal["what"]: goal["measured"] for goal in found["goals"]}
+    assert measured["singular values apart, over both errors"] == 0
+    assert 0 < measured["Hessian-vector product, error"] < 1e-5
+    assert found["machine"]["device"].startswith("cpu, torch")
+
+
+def test_device_has_nothing_to_measure_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = [sys.executable, str(FOLDER / "device.py"), "--json", str(tmp_path / "device.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("No GPU here")
+    assert not list(tmp_path.iterdir())
+
+
 def test_ratios_are_paired() -> None:
     harness = loaded("harness")
     ours = [harness.Cost(0, cpu) for cpu in (1.0, 10.0, 3.0)]

@@ -126,6 +126,11 @@ def test_a_time_limit_holds_on_workers_too(client: Any, trajectory: Path, tmp_pa
     assert outcome.computed == 11
 
 
+def test_a_device_that_a_worker_lacks_is_refused(client: Any, trajectory: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--device mps: torch finds no Apple GPU"):
+        analyze(trajectory, ["rank"], output=tmp_path / "r.h5", cluster=client, device="mps")
+
+
 def test_by_address_on_the_command_line(client: Any, trajectory: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ckpt_tools.cli", "analyze", str(trajectory), "-p", "rank", "--quiet"]
     target = tmp_path / "r.h5"
