@@ -19,6 +19,7 @@ from .family import Activations, Family
 from .hookspecs import hookimpl
 from .roles import Layout, assign, shipped_tables, table_from
 from .roles.assemble import Recipe, recipe
+from .roles.toml import parsed
 from .streams import ResidualStream
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def family_from_toml(text: str, name: str, where: str) -> type[Family]:
     A table without `model_types` gives roles only; with them, the module is built by the class `loads` of transformers.
     """
     try:
-        data = tomllib.loads(text)
+        data = {**parsed(text)}
     except tomllib.TOMLDecodeError as error:
         raise PluginError(f"{where}: not TOML: {error}") from None
     model_types, loads = data.pop("model_types", []), data.pop("loads", HFFamily.loads)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 EMBEDDING = "unembed.embed"
+_LIMITS = ("singular_values", "frobenius_norm")
+_BLOCK = 64
 MEASURES = ("effective_rank", "stable_rank", "participation_ratio", "nuclear_norm", "frobenius_norm", "spectral_norm")
 
 
@@ -56,28 +58,32 @@ def limit_rank(values: Floats, norm: Floats, threshold: float) -> NDArray[np.int
     return np.where(unseen | np.isnan(unit[..., 0]), -1, count)
 
 
-def limit_change(unit: Floats) -> Floats:
-    """Return the largest change of any value of `[step, matrix, k]` over the last tenth of the steps `[matrix]`."""
-    start = (9 * (len(unit) - 1)) // 10
-    moved = np.abs(unit[start:] - unit[-1])
+def limit_change(unit: Floats, end: Floats) -> Floats:
+    """Return how far any value of `[step, matrix, k]` is from its end `[matrix, k]`, at most `[matrix]`."""
+    moved = np.abs(unit - end)
     return np.asarray(np.where(np.isnan(moved), -np.inf, moved).max(axis=(0, 2), initial=-np.inf))
 
 
 def trajectory_facts(series: Series, threshold: float) -> Mapping[str, Any]:
     """Return limit rank, limit change and growth (last over first value) of every measure, by matrix."""
-    names, values, norm = series.labels("matrix"), series["singular_values"], series["frobenius_norm"]
-    change = limit_change(normalized(values, norm))
+    names, count = series.labels("matrix"), len(series)
+    (values,), (norm,) = (series.part(name, count - 1, count) for name in _LIMITS)
+    change = np.full(len(names), -np.inf)
+    # Over all steps the singular values may be more than everything else an analysis holds.
+    for at in range((9 * (count - 1)) // 10, count, _BLOCK):
+        unit = normalized(*(series.part(name, at, min(at + _BLOCK, count)) for name in _LIMITS))
+        change = np.maximum(change, limit_change(unit, normalized(values, norm)))
     found = {
-        "limit_rank": limit_rank(values[-1], norm[-1], threshold),
+        "limit_rank": limit_rank(values, norm, threshold),
         "limit_change": np.where(np.isinf(change), np.nan, change),
-        **{f"{name}_growth": _growth(series[name]) for name in MEASURES},
+        **{f"{name}_growth": _growth(series, name) for name in MEASURES},
     }
     return {key: dict(zip(names, column.tolist(), strict=True)) for key, column in found.items()}
 
 
-def _growth(values: Floats) -> Floats:
+def _growth(series: Series, name: str) -> Floats:
     """Return the last over the first value of each matrix; NaN where the first is 0."""
-    first, last = values[0], values[-1]
+    first, last = (series.part(name, at, at + 1)[0] for at in (0, len(series) - 1))
     return np.asarray(np.divide(last, first, out=np.full(first.shape, np.nan), where=first != 0))
 
 

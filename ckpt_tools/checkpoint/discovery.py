@@ -16,6 +16,7 @@ from .aliases import ALIAS, explain
 from .folder import INDEX, WEIGHTS
 from .location import Location
 from .opener import open_checkpoint
+from .packed import Members
 from .series import Series, find_series
 from .source import Skip
 
@@ -36,7 +37,7 @@ _ALIASES_OPENED = 8
 class Found:
     """The checkpoints of a folder by ascending step, what the number counts, and what was left out and why."""
 
-    entries: list[tuple[int, Location]]
+    entries: Sequence[tuple[int, Location]]
     unit: str
     skipped: list[Skip] = field(default_factory=list)
 
@@ -47,7 +48,8 @@ def discover(folder: Location, children: Mapping[str, bool], choice: str | None 
     `children` are the names in it, True for folders. `choice` picks one of several runs by its label or a glob. Raises
     SourceError that lists the runs when there are several and none is chosen.
     """
-    folders, files = _Folders(folder, children), _Files(folder, children)
+    of_kind = [{name for name, is_folder in children.items() if is_folder is kind} for kind in (True, False)]
+    folders, files = _Folders(folder, *of_kind), _Files(folder, *of_kind)
     of_folders, of_files = folders.series(), files.series()
     if of_files:  # `batch_1/` beside `model_epoch_1.pt`
         of_folders = [series for series in of_folders if alike(folder, series.names)]
@@ -63,10 +65,8 @@ def discover(folder: Location, children: Mapping[str, bool], choice: str | None 
 class _Folders:
     """Steps that are folders."""
 
-    def __init__(self, folder: Location, children: Mapping[str, bool]) -> None:
-        self.folder = folder
-        self.folders = {name for name, is_folder in children.items() if is_folder}
-        self.files = set(children) - self.folders
+    def __init__(self, folder: Location, folders: set[str], files: set[str]) -> None:
+        self.folder, self.folders, self.files = folder, folders, files
 
     def _holds_one(self) -> bool:
         """Return whether the folder is a checkpoint itself, whatever else is in it."""
@@ -189,11 +189,11 @@ def several(source: str, found: Sequence[Series], *, glob: bool = False) -> Sour
 
 
 def _span(series: Series) -> str:
-    first, last = series.members[0][0], series.members[-1][0]
+    first, last = series.numbers[0], series.numbers[-1]
     if len(series) == 1:
         return f"{series.unit} {first}"
     return f"{len(series)} checkpoints, {series.unit} {first} to {last}"
 
 
-def _entries(folder: Location, series: Series) -> list[tuple[int, Location]]:
-    return [(step, folder / name) for step, name in series.members]
+def _entries(folder: Location, series: Series) -> Members:
+    return Members(folder, series)

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .names import RANKS, Kind, Number, numbers_in
 
-Row = tuple[str, list[Number]]
+
+@dataclass
+class _Group:
+    """Names that differ in their numbers only, and those of the numbers that may count."""
+
+    names: list[str] = field(default_factory=list)
+    values: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add(self, name: str, values: tuple[int, ...]) -> None:
+        """Append a name."""
+        self.names.append(name)
+        self.values.append(values)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Checkpoints of one naming, ascending: `members` are (number, name).
+    """Checkpoints of one naming: `names` by ascending `numbers`.
 
     `label` is what stands before the number, `pattern` a glob for the names, `unit` what the number counts (`step` or
     `epoch`), and `keyed` says that a word in the name tells so.
@@ -24,25 +35,26 @@ class Series:
     pattern: str
     unit: str
     keyed: bool
-    members: tuple[tuple[int, str], ...]
+    numbers: Sequence[int]
+    names: Sequence[str]
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.names)
 
     @property
-    def names(self) -> list[str]:
-        """Names by ascending number."""
-        return [name for _, name in self.members]
+    def members(self) -> Iterator[tuple[int, str]]:
+        """Numbers with their names."""
+        return zip(self.numbers, self.names, strict=True)
 
 
 def find_series(names: Iterable[str]) -> list[Series]:
     """Return the series among the names, by label; names without a number that may count belong to none."""
-    groups: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, _Group] = defaultdict(_Group)
     for name in names:
         numbers = numbers_in(name)
-        if any(number.value is not None for number in numbers):
-            groups[_template(name, numbers)].append((name, numbers))
-    found = [series for rows in groups.values() for series in _series(rows)]
+        if values := _values(numbers):
+            groups[_template(name, numbers)].add(name, values)
+    found = [series for group in groups.values() for series in _series(group)]
     return sorted(found, key=lambda series: (series.label, series.pattern))
 
 
@@ -58,18 +70,17 @@ def _template(name: str, numbers: Sequence[Number]) -> str:
     return text + name[at:]
 
 
-def _series(rows: list[Row]) -> list[Series]:
-    kinds = _kinds(rows[0][1])
-    values = [_values(numbers) for _, numbers in rows]
-    at = _counter(kinds, values)
+def _series(group: _Group) -> list[Series]:
+    kinds = _kinds(numbers_in(group.names[0]))
+    at = _counter(kinds, group.values)
     if at is not None:
-        return [_made(rows, at, len(kinds) > 1)]
+        return [_made(group, at, len(kinds) > 1)]
     order = _preferred(kinds)
     # A constant in the preferred place counts nothing.
-    at = next((p for p in order if len({row[p] for row in values}) > 1), order[0])
-    parts: dict[tuple[int, ...], list[Row]] = defaultdict(list)
-    for row, numbers in zip(rows, values, strict=True):
-        parts[numbers[:at] + numbers[at + 1 :]].append(row)
+    at = next((p for p in order if len({row[p] for row in group.values}) > 1), order[0])
+    parts: dict[tuple[int, ...], _Group] = defaultdict(_Group)
+    for name, values in zip(group.names, group.values, strict=True):
+        parts[values[:at] + values[at + 1 :]].add(name, values)
     return [_made(part, at, False) for part in parts.values()]
 
 
@@ -104,9 +115,12 @@ def _counter(kinds: Sequence[Kind], values: Sequence[tuple[int, ...]]) -> int | 
     return distinct[0] if together else distinct[-1]
 
 
-def _made(rows: list[Row], at: int, others_vary: bool) -> Series:
-    members = sorted((_values(numbers)[at], name) for name, numbers in rows)
-    first, numbers = next(row for row in rows if row[0] == members[0][1])
+def _made(group: _Group, at: int, others_vary: bool) -> Series:
+    counts = [values[at] for values in group.values]
+    order = sorted(range(len(counts)), key=group.names.__getitem__)
+    order.sort(key=counts.__getitem__)
+    first = group.names[order[0]]
+    numbers = numbers_in(first)
     counting = [number for number in numbers if number.value is not None]
     chosen = counting[at]
     kind = _kinds(numbers)[at]
@@ -116,7 +130,8 @@ def _made(rows: list[Row], at: int, others_vary: bool) -> Series:
         _pattern(first, wild),
         "epoch" if kind == "epoch" else "step",
         kind in RANKS,
-        tuple(members),
+        [counts[i] for i in order],
+        [group.names[i] for i in order],
     )
 
 

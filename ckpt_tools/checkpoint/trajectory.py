@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from ..errors import FormatError, SourceError
 from .checkpoint import Checkpoint
@@ -19,26 +20,12 @@ from .folder import CONFIG, RUN
 from .jsondata import read_object
 from .listing import from_glob, from_list, is_glob
 from .location import Location, as_url, located
-from .log import LogIndex, Record, is_log_name, latest, record_fault, scan_folder, scan_if_log
+from .log import LogIndex, is_log_name, latest, record_fault, scan_folder, scan_if_log
 from .metrics import METRICS, read_metrics
 from .opener import list_folder, open_checkpoint, open_logged
+from .packed import Entries, Entry, Members
 from .source import Skip
 from .steps import gaps, no_such_step, select_steps
-
-
-class Entry(NamedTuple):
-    """Where the checkpoint of a step lies: a folder or file, or a record in the log `path`."""
-
-    step: int
-    path: Location
-    record: Record | None = None
-
-    @property
-    def local(self) -> Path:
-        """The path on this machine; raises SourceError for a URL."""
-        if not isinstance(self.path, Path):
-            raise SourceError(f"{self.path} is not on this machine; copy it here first.")
-        return self.path
 
 
 @dataclass
@@ -50,20 +37,18 @@ class Trajectory:
     """
 
     path: Location
-    entries: list[Entry]
+    entries: Entries
     skipped: list[Skip] = field(default_factory=list)
     run: dict[str, Any] | None = None
     part: str = ""
     unit: str = "step"
     config: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._at = {entry.step: entry for entry in self.entries}
-
     @property
     def steps(self) -> list[int]:
         """All step numbers, ascending."""
-        return [entry.step for entry in self.entries]
+        found: list[int] = self.entries.steps.tolist()
+        return found
 
     @property
     def gaps(self) -> list[int]:
@@ -83,13 +68,14 @@ class Trajectory:
 
     def entry(self, step: int) -> Entry:
         """Return where the checkpoint of a step lies; raises SourceError for an unknown step."""
-        if step not in self._at:
+        entry = self.entries.at(step)
+        if entry is None:
             raise SourceError(f"{self.path}: {no_such_step(self.steps, step)}.")
-        return self._at[step]
+        return entry
 
     def check(self, step: int) -> None:
         """Read a checkpoint in a log whole and compare it with its checksum; raises FormatError. Others carry none."""
-        entry = self._at[step]
+        entry = self.entry(step)
         if entry.record is not None and (fault := record_fault(entry.local, entry.record)):
             raise FormatError(f"{fault}.")
 
@@ -128,7 +114,7 @@ def open_trajectory(source: str | Location, *, part: str = "", cache_size: int |
 
         revisions = matching(url, cache_size)
         if revisions is not None:
-            found = Found(list(revisions.steps), "step", revisions.skipped)
+            found = Found(sorted(revisions.steps), "step", revisions.skipped)
             return Trajectory(revisions.path, _ordered(revisions.path, found), found.skipped, part=part)
     if "://" in url:
         return _of_location(located(source, cache_size), part, None)
@@ -138,13 +124,13 @@ def open_trajectory(source: str | Location, *, part: str = "", cache_size: int |
 
 
 def _of_location(path: Location, part: str, choice: str | None) -> Trajectory:
-    names = list_folder(path)
-    if names is None:
+    if list_folder(path) is None:
         return _of_file(path, part)
-    # Logs are numbered files too, but each holds many steps.
-    children = {name: is_folder for name, is_folder in _children(path).items() if not is_log_name(name)}
-    found = discover(path, children, choice)
+    names = _children(path)
     logs = scan_folder(path, names) if isinstance(path, Path) else []
+    # Logs are numbered files too, but each holds many steps.
+    children = {name: names[name] for name in names if not is_log_name(name)}
+    found = discover(path, children if len(children) < len(names) else names, choice)
     if found is None and not any(index.records for index in logs):
         return _of_checkpoint(path, part)
     found = found or Found([], "step")
@@ -158,23 +144,25 @@ def _of_file(path: Location, part: str) -> Trajectory:
     index = scan_if_log(path) if isinstance(path, Path) else None
     if index is None or not index.records or not isinstance(path, Path):
         return _of_checkpoint(path, part)
-    return Trajectory(path, _with_records([], [index]), _torn([index]), _run_in(path.parent), part)
+    return Trajectory(path, _with_records(Entries(), [index]), _torn([index]), _run_in(path.parent), part)
 
 
 def _of_checkpoint(path: Location, part: str) -> Trajectory:
     with open_checkpoint(path, part=part) as lone:
-        return Trajectory(path, [Entry(lone.step, path)], part=part)
+        return Trajectory(path, Entries.of([Entry(lone.step, path)]), part=part)
 
 
 def _run_in(folder: Path) -> dict[str, Any] | None:
     return read_object(folder / RUN) if (folder / RUN).is_file() else None
 
 
-def _with_records(entries: list[Entry], logs: list[LogIndex]) -> list[Entry]:
+def _with_records(entries: Entries, logs: list[LogIndex]) -> Entries:
     """Return the entries of folders, and those of records whose steps have no folder."""
+    if not logs:
+        return entries
     found = {record.step: Entry(record.step, path, record) for path, record in latest(logs)}
     found.update((entry.step, entry) for entry in entries)
-    return [found[step] for step in sorted(found)]
+    return Entries.of(found[step] for step in sorted(found))
 
 
 def _torn(logs: list[LogIndex]) -> list[Skip]:
@@ -217,12 +205,14 @@ def _config(path: Location, skipped: list[Skip]) -> dict[str, Any]:
         return {}
 
 
-def _ordered(path: Location, found: Found) -> list[Entry]:
-    ordered = sorted((Entry(*pair) for pair in found.entries), key=lambda entry: (entry.step, entry.path))
-    for one, other in pairwise(ordered):
-        if one.step == other.step:
-            mend = "Move one of them away" if isinstance(path, Path) else "Choose one of them by a narrower pattern"
-            raise SourceError(
-                f"{path}: {one.path.name!r} and {other.path.name!r} are both {found.unit} {one.step}. {mend}."
-            )
-    return ordered
+def _ordered(path: Location, found: Found) -> Entries:
+    listed = found.entries
+    entries = listed.entries() if isinstance(listed, Members) else Entries.of(Entry(*pair) for pair in listed)
+    twice = np.flatnonzero(np.diff(entries.steps) == 0).tolist()
+    if twice:
+        one, other = entries[twice[0]], entries[twice[0] + 1]
+        mend = "Move one of them away" if isinstance(path, Path) else "Choose one of them by a narrower pattern"
+        raise SourceError(
+            f"{path}: {one.path.name!r} and {other.path.name!r} are both {found.unit} {one.step}. {mend}."
+        )
+    return entries

@@ -12,8 +12,10 @@ import hashlib
 import json
 import sqlite3
 import threading
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +25,9 @@ import numpy as np
 
 from ..errors import ResultsError
 from ..results import Record
-from .records import Records, decode, encode
+from .records import Column, Records, decode, encode
+
+Steps = np.ndarray[Any, np.dtype[np.int64]]
 
 GROUP_SECONDS = 0.25
 FORMAT = 2
@@ -65,6 +69,7 @@ class Journal:
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA cache_size=-256")
             # FULL: a group that was committed is there after a power cut too.
             self._db.execute("PRAGMA synchronous=FULL")
             # The format first: tables of another one need not have these columns.
@@ -169,7 +174,7 @@ class Journal:
         """Show nothing of an analyzer any more; its units stay for the day they fit again."""
         self._write("DELETE FROM result WHERE analyzer = ?", (analyzer,))
 
-    def steps(self, analyzer: str | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def steps(self, analyzer: str | None = None) -> Steps:
         """Return the steps that the results show of an analyzer, by default of any, ascending."""
         where = "" if analyzer is None else " AND analyzer = ?"
         statement = f"SELECT DISTINCT step FROM result WHERE key IS NOT NULL{where} ORDER BY step"
@@ -204,9 +209,21 @@ class Journal:
         """Take note of what a checkpoint is."""
         self._write("INSERT OR REPLACE INTO checkpoint VALUES (?, ?, ?, ?)", (step, hash, path, sighting))
 
-    def seen(self, *columns: str) -> Iterator[tuple[Any, ...]]:
-        """Yield `step` and further columns of every checkpoint taken note of, by step; nothing may be put meanwhile."""
-        yield from self._db.execute(f"SELECT {', '.join(('step', *columns))} FROM checkpoint ORDER BY step")
+    def sightings(self) -> Iterator[tuple[int, str]]:
+        """Yield step and sighting of every checkpoint taken note of, by step; nothing may be put meanwhile."""
+        yield from self._db.execute("SELECT step, sighting FROM checkpoint ORDER BY step")
+
+    def checkpoints(self) -> tuple[Sequence[int], Column, Column]:
+        """Return the steps that the results show, and content hash and path of these checkpoints."""
+        steps = self.steps()
+        return (
+            array("q", steps),
+            Column(partial(self._between, "hash"), steps),
+            Column(partial(self._between, "path"), steps),
+        )
+
+    def _between(self, column: str, first: int, last: int) -> dict[int, str]:
+        return dict(self._execute(f"SELECT step, {column} FROM checkpoint WHERE step BETWEEN ? AND ?", (first, last)))
 
     def content_hash(self, fingerprint: str) -> str | None:
         """Return the content hash remembered for a file fingerprint (paths, sizes, times, selection)."""

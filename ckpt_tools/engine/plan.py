@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +62,7 @@ class Job:
         trajectory = trajectory or open_trajectory(self.source, part=self.part, cache_size=self.cache_size)
         steps = trajectory.select(self.steps) if self.steps else trajectory.steps
         layouts = Layouts(registry, trajectory.run, self.matrices)
-        return Plan(self, trajectory, list(steps), configured, registry, layouts)
+        return Plan(self, trajectory, array("q", steps), configured, registry, layouts)
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Plan:
 
     job: Job
     trajectory: Trajectory
-    steps: list[int]
+    steps: Sequence[int]
     analyzers: list[Analyzer]
     registry: Registry
     layouts: Layouts

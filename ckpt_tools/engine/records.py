@@ -1,14 +1,14 @@
-"""Records as bytes, and the finished units of an analyzer as a sequence that loads each when it is indexed."""
+"""Records as bytes, and what a journal holds of many steps as sequences that load what they are asked for."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..results import Record
 Array = np.ndarray[Any, Any]
 
 _FRONT = struct.Struct("<qI")
+_LOADED = 1024
 
 
 class Records(Sequence[Record]):
@@ -32,6 +33,30 @@ class Records(Sequence[Record]):
         if isinstance(index, slice):
             return [self._load(int(step)) for step in self._steps[index]]
         return self._load(int(self._steps[index]))
+
+
+class Column(Sequence[str]):
+    """A text for each of these steps, "" where there is none; some are loaded at a time."""
+
+    def __init__(self, load: Callable[[int, int], Mapping[int, str]], steps: Array) -> None:
+        self._load, self._steps = load, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        steps: list[int] = np.atleast_1d(self._steps[index]).tolist()
+        found = self._load(min(steps), max(steps)) if steps else {}
+        texts = [found.get(step, "") for step in steps]
+        return texts if isinstance(index, slice) else texts[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _LOADED):
+            yield from self[start : start + _LOADED]
 
 
 def encode(record: Record) -> bytes:

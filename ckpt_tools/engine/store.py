@@ -92,7 +92,7 @@ class Store:
         """Return what is suspicious about the trajectory, as far as all passes into this file have seen it."""
         if self._findings is None:
             watcher = Watcher(self.plan.trajectory)
-            for step, seen in self.journal.seen("sighting"):
+            for step, seen in self.journal.sightings():
                 if seen:
                     watcher.add(int(step), Sighting.parse(seen))
             self._findings = watcher.findings()
@@ -112,6 +112,7 @@ class Store:
         for analyzer in self.plan.analyzers:
             if len(series[analyzer.name]):
                 facts = analyzer.summarize(series[analyzer.name])
+                series[analyzer.name].forget()
                 where = f"the summary of {self.plan.trajectory.path}"
                 self.groups[analyzer.name]["summary"] = check_summary(analyzer, facts, where)
         self.save()
@@ -165,9 +166,7 @@ class Store:
         }
 
     def _trajectory(self) -> TrajectoryFacts:
-        steps = self.journal.steps().tolist()
-        about = {step: facts for step, *facts in self.journal.seen("hash", "path")}
-        hashes, paths = zip(*(about.get(step, ("", "")) for step in steps), strict=True)
+        steps, hashes, paths = self.journal.checkpoints()
         return TrajectoryFacts(steps, hashes, paths, self.plan.trajectory.metrics(steps))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def follow(job: Job, registry: Registry | None = None) -> Iterator[tuple[Plan, b
     What compares with the last checkpoint waits for the end. Raises SourceError for anything but the folder of a run,
     and when it ended without a checkpoint.
     """
-    seen: list[int] | None = None
+    seen: Sequence[int] | None = None
     while True:
         started = time.monotonic()
         # Asked first: what is saved between the question and the listing is found by the listing.

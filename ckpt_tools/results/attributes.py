@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -18,6 +19,13 @@ from ..errors import ResultsError
 
 JSON_NAMES = "json_attributes"
 _INT64 = 2**63
+
+
+@dataclass(frozen=True)
+class Written:
+    """A fact that is JSON text already."""
+
+    text: str
 
 
 def plain(value: Any) -> Any:
@@ -41,6 +49,8 @@ def plain(value: Any) -> Any:
 
 def storable(text: str) -> str:
     """Return a text HDF5 can hold: NUL and lone surrogates (both legal in tensor names) become backslash escapes."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -64,6 +74,8 @@ def _stored(value: Any) -> str | np.int64 | np.float64:
         value = value.item()
     if isinstance(value, str):
         return storable(value)
+    if isinstance(value, Written):
+        return storable(value.text)
     if isinstance(value, float):
         return np.float64(value)
     if isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64:

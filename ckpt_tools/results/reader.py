@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ..errors import ResultsError, nearest
 from .attributes import get
+from .origin import TRAJECTORY
 from .record import Labels
-from .writer import SCHEMA, SCHEMA_VERSION, TRAJECTORY
+from .writer import SCHEMA, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import xarray

@@ -7,6 +7,7 @@ microseconds, and it reports all faults of a record in one message.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -183,7 +184,7 @@ def _described(dims: tuple[str, ...]) -> str:
 
 def _array(value: Any, dtype: np.dtype[Any], dims: tuple[str, ...]) -> tuple[NDArray[Any], bool]:
     """Return a fresh array of `dtype` with one axis per dim, and whether rows had to be padded."""
-    if isinstance(value, np.ma.MaskedArray):
+    if _is_masked(value):
         raise _Fault("is a masked array; fill the masked entries with NaN, -1 or ''")
     try:
         array = np.array(value, order="C")
@@ -199,6 +200,12 @@ def _array(value: Any, dtype: np.dtype[Any], dims: tuple[str, ...]) -> tuple[NDA
     if array.ndim != len(dims):
         raise _Fault(f"has shape {array.shape}, but declares {_described(dims)}")
     return array, False
+
+
+def _is_masked(value: Any) -> bool:
+    # Naming numpy.ma imports it, which takes 30 ms; who made a masked array has done that.
+    masked = sys.modules.get("numpy.ma")
+    return masked is not None and isinstance(value, masked.MaskedArray)
 
 
 def _padded(rows: Sequence[Any], dtype: np.dtype[Any], dims: tuple[str, ...]) -> NDArray[Any]:

@@ -32,9 +32,10 @@ class Series:
         self._records = records
         self._axes = {dim: _Axis(dim) for dim in dims_of(outputs)}
         self._whole: dict[str, Array] = {}
-        steps = [self._see(record) for record in records]
-        self._order = np.argsort(steps, kind="stable")
-        self.steps = np.array(steps, dtype=np.int64)[self._order]
+        steps = np.fromiter((self._see(record) for record in records), np.int64)
+        ascending = bool((steps[1:] > steps[:-1]).all())
+        self._order = None if ascending else np.argsort(steps, kind="stable")
+        self.steps = steps if self._order is None else steps[self._order]
         twice = self.steps[1:][np.diff(self.steps) == 0]
         if twice.size:
             raise ResultsError(f"There is more than one record of step {twice[0]}; keep one record per step.")
@@ -53,15 +54,25 @@ class Series:
         if name not in self.outputs:
             raise PluginError(f"The series has no output {name!r}.{nearest(name, self.outputs)}")
         if name not in self._whole:
-            parts = [self._part(name, at) for at in range(0, len(self) or 1, _LOADED)]
-            self._whole[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            self._whole[name] = self.part(name, 0, len(self))
             self._whole[name].setflags(write=False)
         return self._whole[name]
 
-    def _part(self, name: str, start: int) -> Array:
-        """Return an output over the next few steps: records hold all outputs, so only a few are in memory at once."""
-        records = self._at(start, start + _LOADED)
-        return self._stacked(name, records, self._places(records))
+    def part(self, name: str, start: int, stop: int) -> Array:
+        """Return an output for steps number `start` to `stop`, `[stop - start, *dims]`: all steps may be a lot."""
+        # Records hold all outputs, so only a few are in memory at once.
+        starts = range(start, stop, _LOADED) or (start,)
+        parts = (self._stacked(name, *self._placed(at, min(at + _LOADED, stop))) for at in starts)
+        if self.outputs[name].dtype == "str" or len(starts) == 1:
+            return np.concatenate(list(parts))
+        whole = np.empty((stop - start, *self.shape(name)[1:]), DTYPES[self.outputs[name].dtype])
+        for at, part in zip(starts, parts, strict=True):
+            whole[at - start : at - start + len(part)] = part
+        return whole
+
+    def forget(self) -> None:
+        """Let go of outputs over all steps; they are made again when asked for."""
+        self._whole.clear()
 
     def dims(self, name: str) -> tuple[str, ...]:
         """Return an output's dimensions, `step` first."""
@@ -86,8 +97,7 @@ class Series:
 
     def block(self, start: int, stop: int) -> dict[str, Array]:
         """Return every output for steps number `start` to `stop`, each `[stop - start, *dims]`."""
-        records = self._at(start, stop)
-        places = self._places(records)
+        records, places = self._placed(start, stop)
         return {name: self._stacked(name, records, places) for name in self.outputs}
 
     def _see(self, record: Record) -> int:
@@ -97,11 +107,10 @@ class Series:
             axis.see(record.labels.get(dim), lengths[dim], record.step)
         return record.step
 
-    def _at(self, start: int, stop: int) -> list[Record]:
-        return [self._records[i] for i in self._order[start:stop]]
-
-    def _places(self, records: Sequence[Record]) -> dict[str, list[Array | None]]:
-        return {dim: [axis.place(r.labels.get(dim)) for r in records] for dim, axis in self._axes.items()}
+    def _placed(self, start: int, stop: int) -> tuple[list[Record], dict[str, list[Array | None]]]:
+        places = range(start, stop) if self._order is None else self._order[start:stop]
+        records = [self._records[i] for i in places]
+        return records, {d: [axis.place(r.labels.get(d)) for r in records] for d, axis in self._axes.items()}
 
     def _stacked(self, name: str, records: Sequence[Record], places: Mapping[str, list[Array | None]]) -> Array:
         out, parts = self.outputs[name], [r.values[name] for r in records]

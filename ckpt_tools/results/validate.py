@@ -16,8 +16,9 @@ import numpy as np
 
 from ..errors import ResultsError
 from .attributes import JSON_NAMES
+from .origin import TRAJECTORY
 from .reader import safe_values
-from .writer import SCHEMA, SCHEMA_VERSION, TRAJECTORY
+from .writer import SCHEMA, SCHEMA_VERSION
 
 Found = Iterator[tuple[str, str]]
 Rule = Callable[[Any], Found]

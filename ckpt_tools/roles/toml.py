@@ -80,16 +80,22 @@ def shipped_tables() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): f.read_text("utf-8") for f in files}
 
 
+@lru_cache(maxsize=64)
+def parsed(text: str) -> Mapping[str, Any]:
+    """Return what a table in TOML says; raises tomllib.TOMLDecodeError."""
+    return tomllib.loads(text)
+
+
 @lru_cache(maxsize=1)
-def _parsed() -> dict[str, dict[str, Any]]:
-    return {name: tomllib.loads(text) for name, text in shipped_tables().items()}
+def _parsed() -> dict[str, Mapping[str, Any]]:
+    return {name: parsed(text) for name, text in shipped_tables().items()}
 
 
 def _shipped(name: str, where: str) -> dict[str, Any]:
     if name not in _parsed():
         raise PluginError(f"{where}: extends {name!r}, which is no table of this package.{nearest(name, _parsed())}")
     base = _parsed()[name]
-    return _merged(_shipped(base["extends"], name), base) if "extends" in base else base
+    return _merged(_shipped(base["extends"], name), base) if "extends" in base else {**base}
 
 
 # What a table does not take over from the one it extends: these say which checkpoints are meant.

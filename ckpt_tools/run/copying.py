@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..checkpoint.log import Span, record_span
+from ..checkpoint.packed import Entry
 from ..checkpoint.source import Skip
-from ..checkpoint.trajectory import Entry
 from .folders import MODEL_FILE
 
 Progress = Callable[[int, int, str], None]

@@ -22,8 +22,8 @@ from ..checkpoint.log import (
     scan,
     scan_folder,
 )
+from ..checkpoint.packed import Entry
 from ..checkpoint.source import Skip
-from ..checkpoint.trajectory import Entry
 from ..errors import FormatError, RunError
 from .copying import Copied, Progress, equal, silent, span_of
 from .files import Sync, write_all

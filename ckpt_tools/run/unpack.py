@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..checkpoint import open_checkpoint, open_trajectory
 from ..checkpoint.log import Span, checksum, latest, scan_folder
+from ..checkpoint.packed import Entry
 from ..checkpoint.source import Skip
-from ..checkpoint.trajectory import Entry
 from ..errors import FormatError, RunError
 from .copying import Copied, Progress, equal, silent, span_of
 from .files import Sync, write_all

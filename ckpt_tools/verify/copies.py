@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .finding import Finding, Severity, listed
+from .seen import Rows, as_text, column_of, mark_of
 
 STILL, WARMUP = 2, 8
 """Updates that may change nothing, anywhere (vanished gradients) and at the start (a rate from zero, overflows)."""
 
 _SURE = 4
+
+
+class Stretches(NamedTuple):
+    """Where a unit stays the same: first and last positions, and its digest there."""
+
+    first: NDArray[np.intp]
+    last: NDArray[np.intp]
+    digest: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.first)
 
 
 @dataclass(frozen=True)
@@ -51,18 +67,29 @@ class Copies:
     def findings(self) -> list[Finding]:
         """Return identical checkpoints, then shards and tensors that belong to another step."""
         groups = self._identical()
-        return [*map(self._of_group, groups), *self._returns(groups), *self._stood_still(groups)]
+        first_of = {position: group[0] for group in groups for position in group}
+        same = {pair for group in groups for pair in pairwise(group)}
+        returned: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        still: dict[int, list[str]] = defaultdict(list)
+        for name in (name for name, unit in self.units.items() if unit.telling):
+            stretches = self._stretches(name)
+            for positions in self._returns(name, stretches, first_of):
+                returned[positions].append(name)
+            for position in _stood_still(stretches, same):
+                still[position].append(name)
+        found = [self._foreign(positions, units) for positions, units in returned.items()]
+        return [*map(self._of_group, groups), *found, *(self._unchanged(at, units) for at, units in still.items())]
 
     def _identical(self) -> list[tuple[int, ...]]:
-        first: dict[bytes, int] = {}
-        groups: dict[int, list[int]] = {}
-        for position, digests in enumerate(self.digests):
-            if digests and position not in self.broken:
-                text = repr(sorted(digests.items())).encode()
-                earlier = first.setdefault(hashlib.sha256(text).digest()[:16], position)
-                if earlier != position:
-                    groups.setdefault(earlier, [earlier]).append(position)
-        return [tuple(group) for _, group in sorted(groups.items())]
+        marks = self.digests.marks() if isinstance(self.digests, Rows) else map(mark_of, self.digests)
+        told = ((at, mark) for at, mark in enumerate(marks) if mark and at not in self.broken)
+        # Sixteen bytes each in one piece: a dictionary of them would take ten times as much.
+        short = ((at, hashlib.sha256(mark).digest()[:16]) for at, mark in told)
+        rows = np.fromiter(short, [("at", "i8"), ("mark", "S16")])
+        rows = rows[np.argsort(rows["mark"], kind="stable")]
+        bounds = np.flatnonzero(np.append(True, np.append(rows["mark"][1:] != rows["mark"][:-1], True)))
+        several = np.flatnonzero(np.diff(bounds) > 1)
+        return sorted(tuple(rows["at"][bounds[i] : bounds[i + 1]].tolist()) for i in several)
 
     def _of_group(self, group: tuple[int, ...]) -> Finding:
         steps = tuple(self.steps[position] for position in group)
@@ -78,39 +105,24 @@ class Copies:
             text += f"; by the neighbours, {listed(wrong, self.step_unit)} {verb} out of place"
         return Finding("identical", severity, f"{text}.", steps)
 
-    def _returns(self, groups: Sequence[tuple[int, ...]]) -> Iterator[Finding]:
-        """Yield tensors with equal bytes at steps between which they differ, grouped by these steps."""
-        first_of = {position: group[0] for group in groups for position in group}
-        found: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for unit in self._telling():
-            stretches = self._stretches(unit)
-            if len({digest for _, _, digest in stretches}) == len(stretches):
-                continue
-            places: dict[str, list[int]] = defaultdict(list)
-            for first, _, digest in stretches:
-                places[digest].append(first)
-            for digest, members in places.items():
-                distinct = tuple(sorted({first_of.get(position, position) for position in members}))
-                if len(distinct) > 1 and not self.blank(unit, digest):
-                    found[distinct].append(unit)
-        for positions, units in found.items():
-            yield self._foreign(positions, units)
+    def _returns(self, unit: str, stretches: Stretches, first_of: Mapping[int, int]) -> Iterator[tuple[int, ...]]:
+        """Yield positions between which a unit differs, where it is the same."""
+        if len(np.unique(stretches.digest)) == len(stretches):
+            return
+        places: dict[str, list[int]] = defaultdict(list)
+        for first, digest in zip(stretches.first.tolist(), stretches.digest.tolist(), strict=True):
+            places[as_text(digest)].append(first)
+        for digest, members in places.items():
+            distinct = tuple(sorted({first_of.get(position, position) for position in members}))
+            if len(distinct) > 1 and not self.blank(unit, digest):
+                yield distinct
 
-    def _telling(self) -> Iterator[str]:
-        return (name for name, unit in self.units.items() if unit.telling)
-
-    def _stretches(self, unit: str) -> list[tuple[int, int, str]]:
-        """Return (first, last, digest) of the stretches over which a unit stays the same."""
-        found: list[tuple[int, int, str]] = []
-        for position, digests in enumerate(self.digests):
-            digest = digests.get(unit)
-            if digest is None:
-                continue
-            if found and found[-1][2] == digest:
-                found[-1] = (found[-1][0], position, digest)
-            else:
-                found.append((position, position, digest))
-        return found
+    def _stretches(self, unit: str) -> Stretches:
+        rows = self.digests
+        at, digest = rows.column(unit) if isinstance(rows, Rows) else column_of(rows, unit)
+        changes = np.flatnonzero(digest[1:] != digest[:-1])
+        first, last = np.append(at[:1], at[changes + 1]), np.append(at[changes], at[-1:])
+        return Stretches(first, last, digest[np.append([0], changes + 1)[: len(first)]])
 
     def _foreign(self, positions: tuple[int, ...], units: list[str]) -> Finding:
         steps = tuple(self.steps[position] for position in positions)
@@ -136,18 +148,6 @@ class Copies:
         whole = [file for file, names in held.items() if names <= set(units)]
         return sorted(whole) if len(held) > 1 and set(units) <= set().union(*(held[f] for f in whole), set()) else []
 
-    def _stood_still(self, groups: Sequence[tuple[int, ...]]) -> Iterator[Finding]:
-        """Yield tensors that stay the same between two checkpoints only, where the rest moves."""
-        same = {pair for group in groups for pair in pairwise(group)}
-        found: dict[int, list[str]] = defaultdict(list)
-        for unit in self._telling():
-            stretches = self._stretches(unit)
-            long = [(first, last) for first, last, _ in stretches if last > first]
-            if len(long) == 1 and long[0][1] == long[0][0] + 1 and len(stretches) > _SURE and long[0] not in same:
-                found[long[0][0]].append(unit)
-        for position, units in found.items():
-            yield self._unchanged(position, units)
-
     def _unchanged(self, position: int, units: list[str]) -> Finding:
         steps = (self.steps[position], self.steps[position + 1])
         shards = self._whole_files(position, units)
@@ -158,6 +158,15 @@ class Copies:
             return Finding("foreign_shard", "warning", text, steps, tuple(units))
         text = f"{_count(units)} {listed(units)} did not move between {self.step_unit} {steps[0]} and {steps[1]}."
         return Finding("unchanged", "note", text, steps, tuple(units))
+
+
+def _stood_still(stretches: Stretches, same: Container[tuple[int, int]]) -> Iterator[int]:
+    """Yield where a unit stays the same between two checkpoints only, while the rest moves."""
+    long = np.flatnonzero(stretches.last > stretches.first)
+    if len(long) == 1 and len(stretches) > _SURE:
+        first, last = int(stretches.first[long[0]]), int(stretches.last[long[0]])
+        if last == first + 1 and (first, last) not in same:
+            yield first
 
 
 def _count(units: Sequence[str]) -> str:

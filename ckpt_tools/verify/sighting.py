@@ -12,6 +12,7 @@ from ..checkpoint import Checkpoint, TensorInfo
 from ..checkpoint.aliases import stored_number
 from ..errors import SourceError
 
+_DECODER = json.JSONDecoder()
 _DIGITS = 16
 _FLOATS = ("float", "bfloat")
 _FEW, _FEW_COARSE = 64, 4096
@@ -28,34 +29,36 @@ class Held:
 
 
 class Digests(Mapping[str, str]):
-    """Digests by tensor in eight bytes each: of a long trajectory, what is kept of every checkpoint."""
+    """Digests by tensor in eight bytes each, by ascending `names`; `data` are their bytes."""
 
-    __slots__ = ("_at", "_data")
+    SIZE = _DIGITS // 2
+    __slots__ = ("data", "names")
 
-    def __init__(self, at: Mapping[str, int], data: bytes) -> None:
-        self._at, self._data = at, data
+    def __init__(self, names: Mapping[str, int], data: bytes) -> None:
+        self.names, self.data = names, data
 
     @classmethod
     def of(cls, digests: Mapping[str, str]) -> Mapping[str, str]:
         """Return the same digests, small where they are what this packs."""
-        if any(len(digest) != _DIGITS for digest in digests.values()):
+        if isinstance(digests, cls) or any(len(digest) != _DIGITS for digest in digests.values()):
             return digests
-        return cls(_positions(tuple(digests)), bytes.fromhex("".join(digests.values())))
+        names = _positions(tuple(digests))
+        return cls(names, bytes.fromhex("".join([digests[name] for name in names])))
 
     def __getitem__(self, name: str) -> str:
-        at = _DIGITS // 2 * self._at[name]
-        return self._data[at : at + _DIGITS // 2].hex()
+        at = self.SIZE * self.names[name]
+        return self.data[at : at + self.SIZE].hex()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._at)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self.names)
 
 
 @lru_cache(maxsize=64)
 def _positions(names: tuple[str, ...]) -> Mapping[str, int]:
-    return {name: at for at, name in enumerate(names)}
+    return {name: at for at, name in enumerate(sorted(names))}
 
 
 @lru_cache(maxsize=64)
@@ -123,8 +126,9 @@ class Sighting:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the sighting that `text` gave."""
-        tensors, digests, nonfinite, stored = json.loads(text)
-        return cls(_parsed(json.dumps(tensors)), Digests.of(digests), tuple(nonfinite), stored)
+        _, end = _DECODER.raw_decode(text, 1)
+        digests, nonfinite, stored = json.loads(f"[{text[end + 1 :]}")
+        return cls(_parsed(text[1:end]), Digests.of(digests), tuple(nonfinite), stored)
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return `{tensor: (dtype, shape)}`."""

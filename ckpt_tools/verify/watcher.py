@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from ..errors import CkptError, FormatError
 from .copies import Copies, Unit
 from .finding import Finding, Severity, listed
 from .sample import ZEROS
+from .seen import Seen
 from .sighting import Sighting
 
 _POINTER = re.compile(r"a git-(LFS|annex) pointer")
@@ -39,7 +41,7 @@ class Watcher:
     """
 
     trajectory: Trajectory | None = None
-    _seen: dict[int, Sighting] = field(default_factory=dict)
+    _seen: Seen = field(default_factory=Seen)
     _failed: dict[int, CkptError] = field(default_factory=dict)
 
     @property
@@ -53,7 +55,7 @@ class Watcher:
 
     def add(self, step: int, sighting: Sighting) -> None:
         """Take note of what was seen of a checkpoint elsewhere or earlier."""
-        self._seen[step] = sighting
+        self._seen.put(step, sighting)
 
     def failed(self, step: int, error: CkptError) -> None:
         """Take note of a checkpoint that cannot be read."""
@@ -61,20 +63,15 @@ class Watcher:
 
     def findings(self, astray: Iterable[int] = ()) -> list[Finding]:
         """Return what was found, errors first; `astray` are steps known to be out of place by other means."""
-        steps = sorted(self._seen)
-        found = [*self._failures(), *self._nonfinite(steps), *self.copies(astray).findings(), *self._changes(steps)]
-        return [*found, *self._stored(steps), *self._listing()]
+        found = [*self._failures(), *self._nonfinite(), *self.copies(astray).findings(), *self._changes()]
+        return [*found, *self._stored(), *self._listing()]
 
     def copies(self, astray: Iterable[int] = ()) -> Copies:
         """Return the digests seen so far, ready to be compared."""
-        steps, wrong = sorted(self._seen), set(astray)
-        units: dict[str, Unit] = {}
-        for sighting in self._seen.values():
-            for name in sighting.digests.keys() - units.keys():
-                units[name] = Unit(sighting.tensors[name].file, sighting.tensors[name].telling)
-        broken = frozenset(at for at, step in enumerate(steps) if self._seen[step].nonfinite)
-        digests = [self._seen[step].digests for step in steps]
-        return Copies(steps, digests, units, self.unit, wrong.__contains__, self._blank, broken)
+        steps, wrong = self._seen.steps, set(astray)
+        units = {name: Unit(held.file, held.telling) for name, held in self._seen.compared().items()}
+        broken = frozenset(bisect_left(steps, step) for step in self._seen.nonfinite)
+        return Copies(steps, self._seen.digests(), units, self.unit, wrong.__contains__, self._blank, broken)
 
     def _blank(self, name: str, digest: str) -> bool:
         if ZEROS.startswith(digest):
@@ -86,11 +83,12 @@ class Watcher:
         for step, error in sorted(self._failed.items()):
             yield Finding(_kind(error), "error", f"{self.unit} {step} cannot be read. {error}", (step,))
 
-    def _nonfinite(self, steps: list[int]) -> Iterator[Finding]:
+    def _nonfinite(self) -> Iterator[Finding]:
         by_steps: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for name in dict.fromkeys(name for step in steps for name in self._seen[step].nonfinite):
-            held = [step for step in steps if name in self._seen[step].digests]
-            where = tuple(step for step in steps if name in self._seen[step].nonfinite)
+        bad = self._seen.nonfinite
+        for name in dict.fromkeys(name for step in sorted(bad) for name in bad[step]):
+            held = [step for step in self._seen if name in self._seen[step].digests]
+            where = tuple(step for step in sorted(bad) if name in bad[step])
             constant = len({self._seen[step].digests[name] for step in held}) == 1 and len(where) == len(held) > 1
             if not constant:  # a mask is infinite for ever
                 by_steps[where].append(name)
@@ -98,10 +96,9 @@ class Watcher:
             text = f"NaN or infinity in {listed(tensors)} at {listed(where, self.unit)}."
             yield Finding("nonfinite", "warning", text, where, tuple(tensors))
 
-    def _changes(self, steps: list[int]) -> Iterator[Finding]:
+    def _changes(self) -> Iterator[Finding]:
         earlier: list[dict[str, tuple[int, ...]]] = []  # shapes of what came before the last one, each once
-        for before, step in pairwise(steps):
-            one, other = self._seen[before], self._seen[step]
+        for (before, one), (step, other) in pairwise(self._seen.items()):
             # Checkpoints that hold the same mostly share the object that says so.
             if one.tensors is not other.tensors and (old := one.layout()) != (new := other.layout()):
                 yield from self._change(before, step, old, new, _shapes(new) in earlier)
@@ -128,12 +125,12 @@ class Watcher:
             text = f"From {self.unit} {before} to {step} the stored dtype changes, {kinds}: {listed(recast)}."
             yield Finding("dtype_change", "note", text, (before, step), tuple(recast))
 
-    def _stored(self, steps: list[int]) -> Iterator[Finding]:
-        inside = {step: stored for step in steps if (stored := self._seen[step].stored) is not None}
-        wrong = {step: stored for step, stored in inside.items() if stored != step}
+    def _stored(self) -> Iterator[Finding]:
+        wrong = {step: stored for step, stored in sorted(self._seen.stored.items()) if stored is not None}
         if not wrong:
             return
-        unit, shifts = self.unit, {stored - step for step, stored in inside.items()}
+        right = {0} if len(self._seen) > len(self._seen.stored) else set()
+        unit, shifts = self.unit, {stored - step for step, stored in wrong.items()} | right
         some = listed([f"{stored} in {self.unit} {step}" for step, stored in wrong.items()])
         numbers = {str(step): float(stored) for step, stored in wrong.items()}
         if shifts <= {1} or shifts <= {-1}:

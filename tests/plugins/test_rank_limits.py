@@ -73,7 +73,8 @@ def test_zero_broken_and_cut_off_spectra_have_no_limit_rank() -> None:
     values = np.array([[0.0, 0.0], [np.nan, np.nan], [1.0, 1.0], [1.0, 1.0]])
     norm = np.array([0.0, np.nan, np.sqrt(2), 2.0])  # the last has singular values that are not among its two
     assert limit_rank(values, norm, 0.05).tolist() == [-1, -1, 2, -1]
-    assert np.isneginf(limit_change(normalized(values, norm)[None])[:2]).all()
+    unit = normalized(values, norm)
+    assert np.isneginf(limit_change(unit[None], unit)[:2]).all()
 
 
 def test_all_singular_values_are_stored_when_asked_for(measured: Callable[..., Any]) -> None:

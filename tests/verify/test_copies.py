@@ -97,3 +97,7 @@ def test_a_planted_copy_is_found_wherever_it_is(steps, data):
     digests[b] = digests[a]
     [finding] = Copies(steps, digests, UNITS).findings()
     assert (finding.kind, finding.steps) == ("identical", (steps[a], steps[b]))
+
+
+def test_nothing_to_compare():
+    assert Copies([], [], {}).findings() == [] and Copies([5], [{"a": "x"}], UNITS).findings() == []
