@@ -81,7 +81,7 @@ class Seen(Mapping[int, Sighting]):
     def compared(self) -> dict[str, Held]:
         """Return the tensors of which any checkpoint has a digest."""
         found: dict[str, Held] = {}
-        for table in self._tables:
+        for table in (self._tables[number] for number in sorted(set(self._table))):
             found |= {name: table.tensors[name] for name in table.names if name not in found}
         for step, digests in self._odd.items():
             found |= {name: self[step].tensors[name] for name in digests if name not in found}

@@ -48,6 +48,20 @@ def test_texts_labels_and_nan_survive_encoding() -> None:
     assert isinstance(decode(encode(RECORD)).labels["m"], list)
 
 
+def test_hashes_and_paths_come_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_tools.engine.records._LOADED", 2)
+    with Journal(tmp_path / "r.h5") as journal:
+        for step in (1, 2, 4, 5, 9):
+            journal.show("rank", step, f"key {step}")
+            if step != 4:
+                journal.see(step, hash=f"hash {step}", path=f"path {step}", sighting="")
+        journal.see(7, hash="of a checkpoint without results", path="", sighting="")
+        steps, hashes, paths = journal.checkpoints()
+        assert list(steps) == [1, 2, 4, 5, 9]
+        assert list(hashes) == ["hash 1", "hash 2", "", "hash 5", "hash 9"] and hashes[-1] == "hash 9"
+        assert paths[1:4] == ["path 2", "", "path 5"] and paths[0] == "path 1" and paths[5:] == []
+
+
 def test_units_are_found_by_key_and_failures_do_not_count(tmp_path: Path) -> None:
     with Journal(tmp_path / "r.h5") as journal:
         journal.put("a", "rank", RECORD)

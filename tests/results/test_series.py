@@ -149,3 +149,27 @@ def test_long_series_are_joined_whatever_their_parts_hold():
     assert found["share"][:, 0].tolist() == [10.0**s for s in range(130)]
     assert np.isnan(found["share"][:101, 1]).all() and (found["share"][101:, 1] == 1).all()
     assert found["kind"][:101, 1].tolist() == [""] * 101 and found["count"].shape == (130, 2)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(0, 9), st.integers(0, 9))
+def test_a_part_is_cut_from_the_whole(lengths, start, stop):
+    found = series(*(record(-i, {c: float(i) for c in "ab"[:n]}, range(n)) for i, n in enumerate(lengths)))
+    start, stop = sorted((min(start, len(lengths)), min(stop, len(lengths))))
+    for name in found:
+        part = found.part(name, start, stop)
+        np.testing.assert_array_equal(part, found[name][start:stop])
+        assert part.dtype == found[name].dtype or (part.dtype.kind == "U" and not part.size) or name == "kind"
+
+
+def test_more_steps_than_are_loaded_at_once():
+    found = series(*(record(i, {"a": float(i), "b" * (i % 3 + 1): -1.0}) for i in range(200)))
+    assert found["share"][:, 0].tolist() == list(range(200)) and found["kind"][199, 0] == "199"
+    assert found.part("share", 60, 140)[:, 0].tolist() == list(range(60, 140))
+
+
+def test_what_is_forgotten_is_made_again():
+    found = series(record(0, {"a": 1.0}), record(1, {"a": 2.0}))
+    before = found["share"]
+    assert found["share"] is before
+    found.forget()
+    assert found["share"] is not before and np.array_equal(found["share"], before)

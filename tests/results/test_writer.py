@@ -175,6 +175,24 @@ def test_large_rows_are_chunked_within_a_step_and_many_steps_together(tmp_path):
         assert file["wide/row"][:, 7, 9].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_a_chunk_holds_what_is_written_at_once(tmp_path):
+    class Several(Analyzer):
+        """Outputs of ten and of a thousand numbers."""
+
+        name = "several"
+        outputs: ClassVar = {"few": Out(("i",)), "many": Out(("j",)), "text": Out((), dtype="str"), "one": Out()}
+
+    raw = {"few": np.zeros(10), "many": np.zeros(1000), "text": "x", "one": 0}
+    rows = [check(Several(), {**raw, "one": i}, "x", step=i) for i in range(300)]
+    with h5py.File(write_results(tmp_path / "r.h5", [Group.of(Several(), rows)])) as file:
+        chunks = {name: file["several"][name].chunks for name in Several.outputs}
+        at_once = chunks["many"][0]
+        assert 1 < at_once < 300 and at_once * 8096 <= 2**18
+        assert all(chunk[0] % at_once == 0 or chunk[0] == 300 for chunk in chunks.values())
+        assert chunks["one"] == (300,), "small ones hold 4 KiB"
+        assert file["several/one"][...].tolist() == list(range(300))
+
+
 def test_blocks_of_steps_end_up_in_their_places(tmp_path, groups, monkeypatch):
     monkeypatch.setattr("ckpt_tools.results.writer._BLOCK_BYTES", 1)
     one = write_results(tmp_path / "one.h5", groups)
