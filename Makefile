@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 STAMP := $(VENV)/.installed
+# Modules are compiled once, as an installed package's are, and not by each of the thousands of processes started here.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup test lint types unit coverage wheel demo fuzz studies bench figures clean
 

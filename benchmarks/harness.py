@@ -24,6 +24,9 @@ from typing import Any
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Read when numpy and torch are imported, so they are imported by what is measured, after this.
 os.environ.update(dict.fromkeys(THREADS, "1"))
+# Modules are compiled once, as an installed package's are, and not by every process that is started.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 RESULT = "result: "
 
 

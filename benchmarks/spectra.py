@@ -5,8 +5,9 @@
 transformers writes a model with random weights. Each side is a fresh process and reads the same file; imports do not
 count for time, but for memory. WeightWatcher is called by what `get_ESD` consists of, once per layer, since `get_ESD`
 itself reads the model twice for each layer; `analyze` adds its power-law fits. It leaves the vocabulary matrix out (a
-side above 50,000), so ours is measured without it and with it. The fused q, k, v is three matrices for us and one for
-them. The bound is the Gram product and `eigvalsh` alone, in float64, of every matrix that we decompose.
+side above 50,000), and takes the fused q, k, v for one matrix where we take it for three. So ours is measured twice: on
+the very matrices that they take, written to a file without any configuration, and on all that we find in the model. The
+bound is the Gram product and `eigvalsh` alone, in float64, of the latter.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import harness
 
 CPU, MEMORY, BOUND = 0.40, 0.6, 1.3
-INSIDE = ("layers.*", "embed.position")
+DROPPED = 50_000
 
 
 def write(folder: Path, layers: int, width: int, vocabulary: int) -> None:
@@ -33,16 +34,26 @@ def write(folder: Path, layers: int, width: int, vocabulary: int) -> None:
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-def ours(folder: str, plugin: str, *matrices: str) -> Callable[[], Any]:
+def write_same(model: Path, folder: Path) -> None:
+    """Write the matrices of a model that WeightWatcher takes, as they are and under names that say nothing."""
+    from safetensors.numpy import load_file, save_file
+
+    folder.mkdir()
+    stored = load_file(model / "model.safetensors").values()
+    taken = [value for value in stored if value.ndim == 2 and max(value.shape) < DROPPED]
+    save_file({f"matrix_{i}": value for i, value in enumerate(taken)}, folder / "model.safetensors")
+
+
+def ours(folder: str, tiny: str, plugin: str) -> Callable[[], Any]:
     """Return work that analyzes and gives back the stable rank of every matrix."""
     import ckpt_tools
 
     output = Path(folder).parent / f"{plugin}.h5"
     # What ours imports on first use, WeightWatcher imports with itself.
-    ckpt_tools.analyze(Path(folder).parent / "tiny", [plugin], output=output, force=True)
+    ckpt_tools.analyze(tiny, [plugin], output=output, force=True)
 
     def work() -> dict[str, float]:
-        ckpt_tools.analyze(folder, [plugin], output=output, matrices=matrices, force=True)
+        ckpt_tools.analyze(folder, [plugin], output=output, force=True)
         with ckpt_tools.read_results(output) as results:
             ranks = results[plugin]["stable_rank"]
             labels = results[plugin].labels[ranks.dims[1]]
@@ -108,16 +119,16 @@ def errors(folder: Path, mine: dict[str, float], theirs: dict[str, float]) -> tu
 CHILDREN: dict[str, Callable[..., Callable[[], Any]]] = {"ours": ours, "watched": watched, "arithmetic": arithmetic}
 
 
-def measure(report: harness.Report, folder: Path, rounds: int) -> None:
+def measure(report: harness.Report, root: Path, rounds: int) -> None:
     """Let all sides take turns, and judge."""
-    inside = INSIDE
+    model, tiny, same, tiny_same = (root / name for name in ("model", "tiny", "same", "tiny-same"))
     sides = {
-        "spectra": ("ours", folder, "rank", *inside),
-        "all spectra": ("ours", folder, "rank"),
-        "fits": ("ours", folder, "heavytail", *inside),
-        "weightwatcher": ("watched", folder, "spectra"),
-        "weightwatcher fits": ("watched", folder, "fits"),
-        "bound": ("arithmetic", folder),
+        "spectra": ("ours", same, tiny_same, "rank"),
+        "all spectra": ("ours", model, tiny, "rank"),
+        "fits": ("ours", same, tiny_same, "heavytail"),
+        "weightwatcher": ("watched", model, "spectra"),
+        "weightwatcher fits": ("watched", model, "fits"),
+        "bound": ("arithmetic", model),
     }
     costs = harness.turns({k: harness.child(__file__, *map(str, v)) for k, v in sides.items()}, rounds)
     report.costs(costs)
@@ -128,7 +139,7 @@ def measure(report: harness.Report, folder: Path, rounds: int) -> None:
     every, theirs = costs["all spectra"], costs["weightwatcher"]
     report.goal("all spectra, with the vocabulary, against weightwatcher's", harness.ratio(every, theirs), CPU)
     report.goal("all spectra against GEMM and eigvalsh", harness.ratio(every, costs["bound"]), BOUND)
-    accuracy = errors(folder, every[0].value, theirs[0].value)
+    accuracy = errors(model, every[0].value, theirs[0].value)
     counts = {name: len(rows[0].value) for name, rows in costs.items() if name != "bound"}
     report.found |= {"matrices": counts, "errors": dict(zip(("ours", "weightwatcher"), accuracy, strict=True))}
     report.found["gflops"] = harness.gemm_rate() / 1e9
@@ -144,9 +155,12 @@ def main() -> None:
         return harness.answer(CHILDREN[name](*arguments))
     report = harness.Report("spectra", harness.machine(("scipy", "transformers", "weightwatcher")))
     with tempfile.TemporaryDirectory(dir=given.dir, prefix="spectra-") as folder:
-        write(Path(folder) / "tiny", 1, 16, 16)
-        write(Path(folder) / "model", given.layers, given.width, given.vocabulary)
-        measure(report, Path(folder) / "model", given.rounds)
+        root = Path(folder)
+        write(root / "tiny", 1, 16, 16)
+        write(root / "model", given.layers, given.width, given.vocabulary)
+        for name, same in (("tiny", "tiny-same"), ("model", "same")):
+            write_same(root / name, root / same)
+        measure(report, root, given.rounds)
     report.write(given.json)
 
 

@@ -146,3 +146,17 @@ def test_recognition_by_model_type_then_by_names() -> None:
         family = registry.recognise(config, names)
         assert family is not None and family.name == expected
     assert registry.recognise({}, ["something.else"]) is None
+
+
+def test_the_trainers_are_not_asked_whose_an_unknown_checkpoint_is() -> None:
+    registry = load_registry()
+    assert registry.recognise({"model_type": "nobody's"}, ["something.else"]) is None
+    loaded = {plugin.name for plugin in registry.plugins if plugin.loaded}
+    assert "huggingface" in loaded and not loaded & {"transformer", "gpt", "rank"}
+    # None of them would have said yes: that is what makes it right.
+    ours = [
+        family
+        for name in ("attn_mlp", "emb_mlp", "gpt", "mamba", "mlp", "transformer")
+        for family in next(plugin for plugin in registry.plugins if plugin.name == name).ensure().families
+    ]
+    assert len(ours) >= 6 and not any(family.model_types or family.table.signature for family in ours)

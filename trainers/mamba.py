@@ -273,7 +273,6 @@ class Mamba(TrainedFamily):
         ),
         tied=(("unembed.weight", "embed.weight"),),
         config={"n_layers": "layers", "d_model": "d_model"},
-        signature=("embed.weight", "layers.{i}.ssm.in_x.weight", "layers.{i}.ssm.A_log"),
     )
 
     @classmethod

@@ -294,7 +294,6 @@ class Transformer(TrainedFamily):
             "head_dim": "head_dim",
             "d_model": "d_model",
         },
-        signature=("embed.weight", "layers.{i}.attn.q.weight", "layers.{i}.attn.k.weight"),
     )
 
     @classmethod

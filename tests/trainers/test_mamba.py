@@ -223,7 +223,6 @@ def test_every_parameter_has_one_role(settings: dict[str, Any]) -> None:
     found = {name: Mamba.table.find(name) for name in stored}
     roles = [rule[1].roles[0].replace("{i}", rule[2].get("i", "")) for rule in found.values() if rule]
     assert len(set(roles)) == len(stored)
-    assert Mamba.recognises({}, stored.keys())
     if settings.get("block") == 1:
         assert {"layers.2.ssm.in.x", "layers.2.ssm.x", "layers.2.ssm.dt", "layers.2.ssm.A_log"} <= set(roles)
     else:

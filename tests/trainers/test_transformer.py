@@ -247,8 +247,6 @@ def test_table_names_heads_and_widths() -> None:
     facts = Transformer.table.facts(Config(**SMALL).as_dict())
     assert facts == {"n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 4, "d_model": 8}
     assert Transformer.table.facts(Config(**{**SMALL, "head_dim": 6}).as_dict())["head_dim"] == 6
-    assert Transformer.recognises({}, list(model({}).state_dict()))
-    assert not Transformer.recognises({}, ["embed.weight", "wte.weight"])
 
 
 def spreads(**config: Any) -> dict[str, float]:
