@@ -12,11 +12,12 @@ TRAINED, OOD = 0, 1
 MINI = {"preset": "mini", "save": "every:500"}
 CHANCE = 1 / 16
 LAST = 3
+GAMMAS, DECAYS = (0.4, 0.5, 0.65, 0.8), (0.0, 0.1, 0.33)
+COMPARED = {(0.5, 0.33): "decayed", (0.5, 0.0): "undecayed"}
 MAP = {
-    "decayed": (0.5, 0.33),
-    "undecayed": (0.5, 0.0),
-    "small_decayed": (0.8, 0.33),
-    "small_undecayed": (0.8, 0.0),
+    COMPARED.get((gamma, decay), f"gamma_{100 * gamma:.0f}_decay_{100 * decay:.0f}"): (gamma, decay)
+    for gamma in GAMMAS
+    for decay in DECAYS
 }
 
 Measure = Callable[[Found], float]
@@ -80,22 +81,23 @@ def courses(figure: Any, found: Sequence[Found]) -> None:
 
 def phases(figure: Any, found: Sequence[Found]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
-    gammas, decays = sorted({g for g, _ in MAP.values()}), sorted({d for _, d in MAP.values()})
-    grid = np.full((len(gammas), len(decays)), np.nan)
-    for run, (gamma, decay) in MAP.items():
-        grid[gammas.index(gamma), decays.index(decay)] = mean(accuracy(run)(one) for one in found)
+    grid = np.reshape([mean(accuracy(run)(one) for one in found) for run in MAP], (len(GAMMAS), len(DECAYS)))
     left.imshow(grid, vmin=0, vmax=1, origin="lower", aspect="auto")
     for i, row in enumerate(grid):
         for j, value in enumerate(row):
             left.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
-    left.set_xticks(range(len(decays)), decays)
-    left.set_yticks(range(len(gammas)), gammas)
+    left.set_xticks(range(len(DECAYS)), DECAYS)
+    left.set_yticks(range(len(GAMMAS)), GAMMAS)
     left.grid(visible=False)
     left.set(xlabel="weight decay", ylabel="gamma", title="accuracy, pairs never shown")
-    for colour, run in enumerate(MAP):
-        gamma, decay = MAP[run]
+    for run, (gamma, decay) in MAP.items():
         xy = np.array([[value_rank(one, run), accuracy(run)(one)] for one in found])
-        right.plot(xy[:, 0], xy[:, 1], "o", ms=4, color=f"C{colour}", label=f"gamma {gamma}, decay {decay}")
+        marker, colour = "os^v"[GAMMAS.index(gamma)], f"C{DECAYS.index(decay)}"
+        right.plot(xy[:, 0], xy[:, 1], marker, ms=4, color=colour)
+    for i, gamma in enumerate(GAMMAS):
+        right.plot([], [], "os^v"[i], ms=4, color="0.5", label=f"gamma {gamma}")
+    for i, decay in enumerate(DECAYS):
+        right.plot([], [], "o", ms=4, color=f"C{i}", label=f"decay {decay}")
     right.set(xlabel="participation ratio of W_V", title="complexity and generalization")
     right.legend(fontsize="x-small")
 
@@ -120,7 +122,7 @@ study = Study(
 8 anchors are random permutations of 16 keys; a sequence is a key and two anchors, its answer what the second makes of
 what the first makes of the key. 45 of the 64 ordered pairs are trained, with every key; the other 19 are the test out
 of distribution, where chance is 1/16. Two layers of width 64, no decay on embeddings, std of weights .8 d_in^-gamma.
-The comparison is gamma .5 with and without weight decay; the map adds both with a smaller initialization.
+The comparison is gamma .5 with and without weight decay; the map is of four gammas and three decays.
 """,
     claimed="""
 Weight decay and small initialization control the complexity of the solution. Both kinds of models fit what they are
@@ -132,7 +134,7 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
             "transformer",
             "permutation",
             {**MINI, "gamma": gamma, "weight_decay": decay},
-            about={"decayed": "compared", "undecayed": "compared, control"}.get(name, "map"),
+            about={"decayed": "compared", "undecayed": "compared, control"}.get(name, "map of gamma and decay"),
         )
         for name, (gamma, decay) in MAP.items()
     },
@@ -161,7 +163,7 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
     ],
     figures=[
         Figure("courses", "With and without decay, one line for each seed.", courses, needs=("decayed", "undecayed")),
-        Figure("map", "Four settings: mean accuracy over seeds, and accuracy against complexity.", phases),
+        Figure("map", "Twelve settings: mean accuracy over seeds, and accuracy against complexity.", phases),
     ],
     tables=[
         Table(
@@ -178,7 +180,7 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
     shown="""
 Trained pairs are learned with and without decay within 1000 steps. On the others the decayed model goes on improving
 for thousands of steps while the rank of W_V falls to half; without decay accuracy stays near .25 and the rank falls
-little. The map has both for a smaller initialization too; the rank correlation over it says whether low complexity
-goes with composing, a negative one that it does.
+little. The map has four initializations, from large to small, and a decay between. Over it the rank correlation says
+whether low complexity goes with composing: a negative one says that it does.
 """,
 )
