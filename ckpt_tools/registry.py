@@ -200,7 +200,7 @@ class _FamilyFile:
     """A role table in TOML as a plugin."""
 
     def __init__(self, path: Path) -> None:
-        from .hf import load_family_file
+        from .family_file import load_family_file
 
         self.family = load_family_file(path)
 

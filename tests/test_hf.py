@@ -13,7 +13,8 @@ import torch
 from torch.func import functional_call
 
 from ckpt_tools.errors import PluginError, SourceError
-from ckpt_tools.hf import HFFamily, ckpt_families, family_from_toml, load_family_file
+from ckpt_tools.family_file import ckpt_families, family_from_toml, load_family_file
+from ckpt_tools.hf import HFFamily
 from ckpt_tools.registry import load_registry
 
 FAMILIES: dict[str, Any] = {family.name: family for family in ckpt_families()}
@@ -42,7 +43,7 @@ def test_families_have_distinct_names_and_model_types() -> None:
     families = ckpt_families()
     kinds = [kind for family in families for kind in family.model_types]
     assert len(kinds) == len(set(kinds)) and len(FAMILIES) == len(families)
-    assert all(family.__doc__ for family in families)
+    assert all((family.__doc__ or "").endswith(".") for family in families), "a whole sentence for `ckpt plugins`"
 
 
 def test_trainers_have_names_of_their_own() -> None:
@@ -56,7 +57,7 @@ def test_model_types_exist_in_the_library() -> None:
 
 
 def test_listing_families_imports_neither_torch_nor_transformers() -> None:
-    code = "import sys, ckpt_tools.hf as h; h.ckpt_families(); print([m for m in ('torch', 'transformers') if m in sys.modules])"  # noqa: E501
+    code = "import sys, ckpt_tools.family_file as h; h.ckpt_families(); print([m for m in ('torch', 'transformers') if m in sys.modules])"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -19,6 +19,7 @@ LAYERS = [
     ["roles", "results", "text"],
     ["spectra", "analyzer", "family", "run"],
     ["hf", "data", "callbacks"],
+    ["family_file"],
     ["registry", "model"],
     ["layouts", "weights", "host"],
     ["view"],

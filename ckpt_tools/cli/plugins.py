@@ -49,10 +49,18 @@ def _table(rows: list[dict[str, str]]) -> str:
     width = max((len(r["name"]) for r in rows), default=0)
     blocks = []
     for kind, title in kinds.items():
-        lines = [f"  {r['name']:<{width}}  {r['about']}  [{r['origin']}]" for r in rows if r["kind"] == kind]
+        lines = [f"  {r['name']:<{width}}  {r['about']}{_provider(r)}" for r in rows if r["kind"] == kind]
         if lines:
             blocks.append("\n".join([title, *lines]))
     return "\n\n".join(blocks)
+
+
+def _provider(row: dict[str, str]) -> str:
+    """Return in brackets whose it is, unless it came with this package and works."""
+    from ..registry import DISTRIBUTION
+
+    ours = row["kind"] != "BROKEN" and row["origin"].startswith(f"{DISTRIBUTION} ")
+    return "" if ours else f"  [{row['origin']}]"
 
 
 @plugins.command()

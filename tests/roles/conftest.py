@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from ckpt_tools.checkpoint.source import TensorInfo
 from ckpt_tools.family import Family
-from ckpt_tools.hf import ckpt_families
+from ckpt_tools.family_file import ckpt_families
 from ckpt_tools.roles import Layout, RoleTable, assign
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_tools.hf import ckpt_families
+from ckpt_tools.family_file import ckpt_families
 from ckpt_tools.roles import RoleTable, assign
 from ckpt_tools.roles.template import template
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
-from ckpt_tools.hf import ckpt_families
+from ckpt_tools.family_file import ckpt_families
 from ckpt_tools.roles import assign
 
 from .conftest import CONFIGS, FAMILY, VOCABULARY, Saved, canonical, infos

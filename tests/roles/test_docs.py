@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ckpt_tools.hf import ckpt_families, load_family_file
+from ckpt_tools.family_file import ckpt_families, load_family_file
 from ckpt_tools.roles import assign, toml
 
 from .conftest import canonical, infos

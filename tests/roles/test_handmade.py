@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckpt_tools.family import Family
-from ckpt_tools.hf import ckpt_families
+from ckpt_tools.family_file import ckpt_families
 from ckpt_tools.roles import Layout, RoleTable, assign
 
 from .conftest import canonical, infos

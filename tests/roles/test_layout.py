@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ckpt_tools.hf import ckpt_families
+from ckpt_tools.family_file import ckpt_families
 from ckpt_tools.roles import Layout, RoleTable, Rule, assign, module, modules, table_from
 
 from .conftest import canonical, infos

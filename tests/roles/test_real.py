@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ckpt_tools.hf import ckpt_families
+from ckpt_tools.family_file import ckpt_families
 from ckpt_tools.roles import Layout, assign
 
 from .conftest import canonical, infos

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from ckpt_tools.errors import PluginError
-from ckpt_tools.hf import ckpt_families
+from ckpt_tools.family_file import ckpt_families
 from ckpt_tools.roles import shipped_tables, table_from
 from ckpt_tools.roles.template import condition, template
 
