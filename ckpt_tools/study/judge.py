@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from .declare import Claim
@@ -21,7 +22,7 @@ class Verdict:
     """One claim for one seed, or for all of them (`seed` None).
 
     `measured` is None where what the claim is about never happened; it then does not hold. `holds` is None where the
-    claim could not be measured at all, and `reason` says why.
+    claim could not be measured at all, and `reason` says why. `error` is the standard error of a mean over seeds.
     """
 
     claim: Claim
@@ -29,9 +30,10 @@ class Verdict:
     measured: float | None
     holds: bool | None
     reason: str = ""
+    error: float | None = None
 
     def as_dict(self, study: str) -> dict[str, Any]:
-        """Return the verdict as one entry of `claims.json`; `reason` is there where there is one."""
+        """Return the verdict as one entry of `claims.json`; `reason` and `standard_error` are there where they are."""
         row = {
             "study": study,
             "claim": self.claim.label,
@@ -41,7 +43,8 @@ class Verdict:
             "threshold": self.claim.threshold,
             "holds": self.holds,
         }
-        return row | {"reason": self.reason} if self.reason else row
+        row |= {"reason": self.reason} if self.reason else {}
+        return row if self.error is None else row | {"standard_error": self.error}
 
 
 def verdicts(claims: Iterable[Claim], found: Sequence[Found]) -> list[Verdict]:
@@ -60,7 +63,9 @@ def _of(claim: Claim, found: Sequence[Found]) -> Iterator[Verdict]:
     elif any(v.measured is None for v in single):
         yield Verdict(claim, None, None, False)
     else:
-        yield _judged(claim, None, claim.over([v.measured for v in single if v.measured is not None]))
+        values = [v.measured for v in single if v.measured is not None]
+        error = stdev(values) / math.sqrt(len(values)) if claim.over is mean and len(values) > 1 else None
+        yield replace(_judged(claim, None, claim.over(values)), error=error)
 
 
 def _measured(claim: Claim, found: Found) -> Verdict:

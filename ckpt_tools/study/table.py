@@ -57,7 +57,8 @@ def _seeds(rows: Sequence[Row]) -> list[int | None]:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    return number(row["measured"]) + (" ✗" if row["holds"] is False else "")
+    error = f" ± {row['standard_error']:.2g}" if "standard_error" in row else ""
+    return number(row["measured"]) + error + (" ✗" if row["holds"] is False else "")
 
 
 def _holds(rows: Sequence[Row]) -> str:

@@ -93,7 +93,7 @@ def courses(figure: Any, found: Sequence[Found]) -> None:
         axes[column].set(title=LABELS[run], xlabel="step", ylim=(-0.03, 1.05))
     axes[0].plot([], [], color="0.6", label="trained pairs")
     axes[0].set_ylabel("share of answers")
-    axes[0].legend(loc="center right")
+    axes[0].legend(loc=(0.33, 0.17))
     axes[2].set(title="stable rank of W_Q, layer 0", xlabel="step", ylim=(0, None))
     axes[2].legend()
 

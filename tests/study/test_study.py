@@ -59,8 +59,13 @@ def test_claims_are_what_training_logged(done: Path) -> None:
         row = found["the loss falls", seed]
         assert row["measured"] == pytest.approx(falls[-1], rel=1e-12) and row["holds"] is True
         assert (row["study"], row["direction"], row["threshold"]) == ("tiny", ">", 0.0)
-    assert found["mean fall", None]["measured"] == pytest.approx(sum(falls) / 2, rel=1e-12)
-    assert ("mean fall", 0) not in found
+    both = found["mean fall", None]
+    assert both["measured"] == pytest.approx(sum(falls) / 2, rel=1e-12)
+    # Of two values: their standard deviation is |a - b| / sqrt(2), that of the mean sqrt(2) times less.
+    assert both["standard_error"] == pytest.approx(abs(falls[0] - falls[1]) / 2, rel=1e-12)
+    assert ("mean fall", 0) not in found and "standard_error" not in found["the loss falls", 0]
+    said = f"| {both['measured']:.4g} ± {both['standard_error']:.2g} | yes |"
+    assert said in (done / "report.md").read_text("utf-8")
 
 
 def test_what_fails_is_shown_as_failed(done: Path) -> None:
