@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .attributes import put, storable
-from .record import PADDING, Labels, OutLike
+from .record import Labels, OutLike
 from .series import Series
+from .values import PADDING
 
 CHUNK_BYTES = 2**18
 """The most a chunk holds."""

@@ -7,7 +7,6 @@ microseconds, and it reports all faults of a record in one message.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,12 +16,9 @@ from numpy.typing import NDArray
 
 from ..errors import PluginError, nearest
 from .attributes import plain
+from .values import DTYPES, Fault, as_array, described, widened
 
 Labels = list[str] | NDArray[Any]
-
-DTYPES = {name: np.dtype("U" if name == "str" else name) for name in ("f8", "f4", "i8", "i4", "i1", "str")}
-PADDING: Mapping[str, float | int | str] = {"f": np.nan, "i": -1, "U": ""}
-_ACCEPTS = {"f": "fiub", "i": "iubf", "U": "U"}
 
 
 class OutLike(Protocol):
@@ -59,10 +55,6 @@ class Record:
     step: int
     values: dict[str, NDArray[Any]]
     labels: dict[str, Labels]
-
-
-class _Fault(Exception):
-    """One thing wrong with one returned value."""
 
 
 def check(analyzer: AnalyzerLike, raw: Mapping[str, Any], where: str, *, step: int = 0) -> Record:
@@ -127,7 +119,7 @@ def _read_labels(
         if key in known:
             try:
                 labels[key] = _labels(value)
-            except _Fault as fault:
+            except Fault as fault:
                 faults.append(f"labels of {key!r}: {fault}")
         elif key not in dims:
             faults.append(f"unknown key {key!r}, neither output nor dimension.{nearest(str(key), {*dims, *known})}")
@@ -137,17 +129,17 @@ def _read_labels(
 def _labels(value: Any) -> Labels:
     """Return unique texts as a list, unique numbers as an int64 or float64 array."""
     if not isinstance(value, Iterable) or isinstance(value, str | bytes):
-        raise _Fault(f"{value!r} is no list of texts or numbers")
+        raise Fault(f"{value!r} is no list of texts or numbers")
     items = list(value.tolist() if isinstance(value, np.ndarray) else value)
     if all(isinstance(item, str) for item in items):
         _refuse_repeats(items)
         return [str(item) for item in items]
     odd = next((i for i in items if isinstance(i, bool) or not isinstance(i, int | float | np.number)), None)
     if odd is not None:
-        raise _Fault(f"{odd!r} is neither text nor number, or texts and numbers are mixed")
+        raise Fault(f"{odd!r} is neither text nor number, or texts and numbers are mixed")
     array = np.array(items)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise _Fault("numbers must be finite and real")
+        raise Fault("numbers must be finite and real")
     _refuse_repeats(array.tolist())
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
@@ -156,7 +148,7 @@ def _refuse_repeats(items: list[Any]) -> None:
     if len(set(items)) != len(items):
         seen: set[Any] = set()
         twice = next(i for i in items if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-        raise _Fault(f"{twice!r} occurs more than once; labels must be unique")
+        raise Fault(f"{twice!r} occurs more than once; labels must be unique")
 
 
 def _read_values(
@@ -166,86 +158,16 @@ def _read_values(
     values, ragged = {}, set()
     for name, out in outputs.items():
         if name not in raw:
-            faults.append(f"missing output {name!r} ({_described(dims[name])})")
+            faults.append(f"missing output {name!r} ({described(dims[name])})")
             continue
         try:
-            values[name], padded = _array(raw[name], DTYPES[out.dtype], dims[name])
-        except _Fault as fault:
+            values[name], padded = as_array(raw[name], DTYPES[out.dtype], dims[name])
+        except Fault as fault:
             faults.append(f"output {name!r}: {fault}")
             continue
         if padded:
             ragged.add(name)
     return values, ragged
-
-
-def _described(dims: tuple[str, ...]) -> str:
-    return f"dims {', '.join(dims)}" if dims else "a single value"
-
-
-def _array(value: Any, dtype: np.dtype[Any], dims: tuple[str, ...]) -> tuple[NDArray[Any], bool]:
-    """Return a fresh array of `dtype` with one axis per dim, and whether rows had to be padded."""
-    if _is_masked(value):
-        raise _Fault("is a masked array; fill the masked entries with NaN, -1 or ''")
-    try:
-        array = np.array(value, order="C")
-    except ValueError:
-        if isinstance(value, list | tuple) and len(dims) > 1:
-            return _padded(value, dtype, dims), True
-        raise _Fault(f"has rows of different lengths, but declares {_described(dims)}") from None
-    except (TypeError, RuntimeError) as error:
-        raise _Fault(f"{type(value).__name__} does not become an array ({error})") from None
-    if array.size == 0 and array.ndim < len(dims):
-        array = array.reshape(array.shape + (0,) * (len(dims) - array.ndim))
-    array = _cast(array, dtype)
-    if array.ndim != len(dims):
-        raise _Fault(f"has shape {array.shape}, but declares {_described(dims)}")
-    return array, False
-
-
-def _is_masked(value: Any) -> bool:
-    # Naming numpy.ma imports it, which takes 30 ms; who made a masked array has done that.
-    masked = sys.modules.get("numpy.ma")
-    return masked is not None and isinstance(value, masked.MaskedArray)
-
-
-def _padded(rows: Sequence[Any], dtype: np.dtype[Any], dims: tuple[str, ...]) -> NDArray[Any]:
-    arrays = [_array(row, dtype, dims[1:])[0] for row in rows]
-    shape = [max(lengths) for lengths in zip(*(a.shape for a in arrays), strict=True)]
-    full = np.full((len(arrays), *shape), PADDING[dtype.kind], np.result_type(*arrays))
-    for target, array in zip(full, arrays, strict=True):
-        target[tuple(slice(n) for n in array.shape)] = array
-    return full
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return `array` as `dtype`; a fault when a value would change by more than rounding of a float."""
-    have = array.dtype.kind
-    if array.dtype == dtype or have == dtype.kind == "U":
-        return array
-    if have == "O" and array.size:
-        raise _Fault(f"holds Python objects such as {_first(array)!r:.60}; return numbers or texts, NaN where missing")
-    if array.size and have not in _ACCEPTS[dtype.kind]:
-        raise _Fault(f"holds {_spoken(array.dtype)} such as {_first(array)!r:.60}, declared is {_spoken(dtype)}")
-    with np.errstate(all="ignore"):
-        cast = array.astype(dtype)
-    if dtype.kind == "i" and have != "b":
-        lost = cast != array
-    elif dtype == DTYPES["f4"]:
-        lost = np.isinf(cast) & ~np.isinf(array)
-    else:
-        return cast
-    if lost.any():
-        raise _Fault(f"value {_first(array[lost])!r} does not fit the declared {_spoken(dtype)}")
-    return cast
-
-
-def _first(array: NDArray[Any]) -> Any:
-    value = array.flat[0]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _spoken(dtype: np.dtype[Any]) -> str:
-    return "text" if dtype.kind == "U" else dtype.name
 
 
 def _agree(
@@ -274,15 +196,7 @@ def _agree(
             faults.append(f"padded rows reach {n} entries along {dim!r}, but {said[dim]}")
     if not faults:
         for name in ragged:
-            values[name] = _widened(values[name], tuple(sizes[d] for d in dims[name]))
-
-
-def _widened(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    if array.shape == shape:
-        return array
-    full = np.full(shape, PADDING[array.dtype.kind], array.dtype)
-    full[tuple(slice(n) for n in array.shape)] = array
-    return full
+            values[name] = widened(values[name], tuple(sizes[d] for d in dims[name]))
 
 
 def dims_of(outputs: Mapping[str, OutLike]) -> Iterator[str]:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PluginError, ResultsError, nearest
-from .record import DTYPES, PADDING, Labels, OutLike, Record, dims_of
+from .record import Labels, OutLike, Record, dims_of
+from .values import DTYPES, PADDING
 
 Array = NDArray[Any]
 
