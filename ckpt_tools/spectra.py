@@ -20,27 +20,21 @@ With a `device` other than "cpu" the Gram route of large matrices is taken there
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import blocked
 from .arrays import CPU
+from .blocked import Array, Blocks, Floats
 from .squares import RELATIVE, flat_error, squares_of_rows, squares_of_stack
 
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Blocks = Callable[[], Iterable[Array]]
 Resolved = tuple[Floats, Floats, Bools]
 
-TILE_BYTES = 64 << 20
-"""Most bytes of float64 copied from a matrix at once on the Gram and QR routes."""
-CACHE_BYTES = 512 << 10
-"""Bytes of float64 copied from a stack of small matrices at once."""
 TORCH_FROM = 3000
 """Size from which torch's symmetric eigenvalues are faster than numpy's."""
 
@@ -93,10 +87,10 @@ def spectrum_of_rows(
     if m == 0 or n == 0:
         return Spectrum(np.zeros(0), np.zeros(0), "gram")
     if m < n:
-        return singular_values(_whole(blocks, (m, n), None), tol=tol, exact=exact, device=device)
+        return singular_values(blocked.whole(blocks, (m, n), None), tol=tol, exact=exact, device=device)
     if not exact:
-        found = squares_of_rows(_tiles(blocks, (m, n), 1, widen=False), (m, n), device)
-        values, error, ok = _resolve(_gram(blocks, (m, n)), tol) if found is None else bounded(found, tol)
+        found = squares_of_rows(blocked.tiles(blocks, (m, n), 1, widen=False), (m, n), device)
+        values, error, ok = _resolve(blocked.gram(blocks, (m, n)), tol) if found is None else bounded(found, tol)
         if ok:
             return Spectrum(values, error, "gram")
     return _decompose(blocks, (m, n))
@@ -114,7 +108,7 @@ def singular_values_batch(stack: Array, *, tol: float = 1e-10, device: str = CPU
     if tall.size == 0:
         return Spectrum(np.zeros((*lead, n)), np.zeros((*lead, n)), "gram")
     found = squares_of_stack(tall, device)
-    resolved = _resolve(_grams(tall), tol) if found is None else bounded(found, tol)
+    resolved = _resolve(blocked.grams(tall), tol) if found is None else bounded(found, tol)
     return _mended(*resolved, lambda at: _decompose(lambda: (tall[at],), (m, n)))
 
 
@@ -167,7 +161,7 @@ def bounded(squares: Floats, tol: float, scale: Floats | None = None) -> Resolve
 
 def _resolve_product(a: Array, b: Array, tol: float) -> Resolved:
     """Return the same for products; where `A^T A` is singular they may not be used."""
-    left, right = _grams(a), _grams(b.swapaxes(-1, -2))
+    left, right = blocked.grams(a), blocked.grams(b.swapaxes(-1, -2))
     lower, regular = _cholesky(left)
     with np.errstate(all="ignore"):
         core = lower.swapaxes(-1, -2) @ right @ lower
@@ -210,72 +204,14 @@ def _eigenvalues(gram: Floats) -> Floats:
     return np.asarray(np.linalg.eigvalsh(gram), dtype=np.float64)
 
 
-def _gram(blocks: Blocks, shape: tuple[int, int]) -> Floats:
-    """Return `A^T A` `[n, n]` of a tall matrix, accumulated tile by tile."""
-    total: Floats | None = None
-    with np.errstate(all="ignore"):
-        for tile in _tiles(blocks, shape, 1):
-            part = tile.T @ tile
-            total = part if total is None else np.add(total, part, out=total)
-    return np.zeros((shape[1], shape[1])) if total is None else total
-
-
-def _grams(tall: Array) -> Floats:
-    """Return `A^T A` `[..., n, n]` of every matrix of a stack, as many at once as fit in the cache."""
-    m, n = tall.shape[-2:]
-    flat = tall.reshape(-1, m, n)
-    out = np.empty((len(flat), n, n))
-    if 8 * m * n > TILE_BYTES:
-        for i, matrix in enumerate(flat):
-            out[i] = _gram(lambda matrix=matrix: (matrix,), (m, n))  # type: ignore[misc]
-        return out.reshape(*tall.shape[:-2], n, n)
-    size = max(1, min(len(flat), CACHE_BYTES // (8 * m * n)))
-    across = flat.strides[1] < flat.strides[2]  # a copy in the order of the original is four times faster
-    scratch = np.empty((size, n, m)).swapaxes(1, 2) if across else np.empty((size, m, n))
-    with np.errstate(all="ignore"):
-        for i in range(0, len(flat), size):
-            x = scratch[: len(flat) - i]
-            np.copyto(x, flat[i : i + size])
-            np.matmul(x.swapaxes(1, 2), x, out=out[i : i + size])
-    return out.reshape(*tall.shape[:-2], n, n)
-
-
-def _tiles(blocks: Blocks, shape: tuple[int, int], least: int, widen: bool = True) -> Iterator[Array]:
-    """Yield tiles of rows, in float64 or as they are: at least `least` rows where a block has them, else what fits."""
-    rows = max(least, TILE_BYTES // (8 * shape[1]), 1)
-    seen = 0
-    for block in blocks():
-        seen += len(block)
-        for start in range(0, len(block), rows):
-            tile = block[start : start + rows]
-            yield tile.astype(np.float64, copy=False) if widen else tile
-    if seen != shape[0]:
-        raise ValueError(f"The blocks hold {seen} rows, but the matrix has {shape[0]}.")
-
-
-def _whole(blocks: Blocks, shape: tuple[int, int], dtype: type[np.float64] | None) -> Array:
-    """Return all blocks as one array; each is copied at once, so that a reader may reuse its buffer."""
-    whole: Array | None = None
-    seen = 0
-    for block in blocks():
-        if block.shape == shape:
-            return block if dtype is None else block.astype(dtype, copy=False)
-        whole = np.empty(shape, dtype or block.dtype) if whole is None else whole
-        whole[seen : seen + len(block)] = block
-        seen += len(block)
-    if whole is None or seen != shape[0]:
-        raise ValueError(f"The blocks hold {seen} rows, but the matrix has {shape[0]}.")
-    return whole
-
-
 def _decompose(blocks: Blocks, shape: tuple[int, int]) -> Spectrum:
     """Decompose a tall matrix: SVD when it is small or nearly square, else blocked QR and the SVD of its R."""
     m, n = shape
-    if m < 2 * n or 8 * m * n <= TILE_BYTES:
-        return _svd(_whole(blocks, shape, np.float64), "svd")
+    if m < 2 * n or 8 * m * n <= blocked.TILE_BYTES:
+        return _svd(blocked.whole(blocks, shape, np.float64), "svd")
     triangle = np.zeros((0, n))
     with np.errstate(all="ignore"):
-        for tile in _tiles(blocks, shape, n):
+        for tile in blocked.tiles(blocks, shape, n):
             triangle = _triangle(np.concatenate([triangle, tile]))
     return _svd(triangle, "qr")
 

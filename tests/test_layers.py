@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 CORE = Path(ckpt_tools.__file__).parent
 LAYERS = [
-    ["errors", "losses", "streams", "arrays"],
+    ["errors", "losses", "streams", "arrays", "blocked"],
     ["options", "hookspecs", "heads", "squares"],
     ["checkpoint"],
     ["roles", "results", "text"],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_tools import spectra
+from ckpt_tools import blocked, spectra
 from ckpt_tools.spectra import product_singular_values, singular_values, singular_values_batch, spectrum_of_rows
 
 GROWING = np.arange(1.0, 65.0)
@@ -167,7 +167,7 @@ def test_streaming_equals_dense(rows, columns, cut, tile, deficient, seed):
             yield buffer[: len(part)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spectra, "TILE_BYTES", tile)
+        patch.setattr(blocked, "TILE_BYTES", tile)
         found = spectrum_of_rows(blocks, matrix.shape)
     np.testing.assert_allclose(found.values, svd(matrix), rtol=0, atol=1e-10 * max(1, svd(matrix)[0]))
     assert (abs(found.values - svd(matrix)) <= found.error + 1e-14 * svd(matrix)[0]).all()
@@ -176,7 +176,7 @@ def test_streaming_equals_dense(rows, columns, cut, tile, deficient, seed):
 def test_rank_deficient_tall_matrices_go_through_blocked_qr(monkeypatch):
     rng = np.random.default_rng(3)
     tall = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 20))
-    monkeypatch.setattr(spectra, "TILE_BYTES", 8 * 20 * 30)
+    monkeypatch.setattr(blocked, "TILE_BYTES", 8 * 20 * 30)
     found = spectrum_of_rows(lambda: (tall[:170], tall[170:]), tall.shape)
     assert found.route == "qr"
     np.testing.assert_allclose(found.values, svd(tall), rtol=0, atol=1e-13 * svd(tall)[0])
@@ -225,7 +225,7 @@ def test_zero_nan_and_infinite_matrices(shape):
 def test_nan_in_a_streamed_block_reaches_every_value(monkeypatch):
     tall = np.ones((90, 3))
     tall[80, 1] = np.nan
-    monkeypatch.setattr(spectra, "TILE_BYTES", 240)
+    monkeypatch.setattr(blocked, "TILE_BYTES", 240)
     assert np.isnan(spectrum_of_rows(lambda: iter(np.split(tall, 3)), tall.shape).values).all()
 
 
@@ -264,8 +264,8 @@ def test_batch_has_its_limits_tiled_and_its_edges(monkeypatch):
     stack = np.random.default_rng(6).standard_normal((5, 7, 4))
     whole = singular_values_batch(stack).values
     for cache, tile in ((8 * 7 * 4 * 2, 1 << 20), (0, 1 << 20), (0, 8 * 4 * 3)):
-        monkeypatch.setattr(spectra, "CACHE_BYTES", cache)
-        monkeypatch.setattr(spectra, "TILE_BYTES", tile)
+        monkeypatch.setattr(blocked, "CACHE_BYTES", cache)
+        monkeypatch.setattr(blocked, "TILE_BYTES", tile)
         np.testing.assert_allclose(singular_values_batch(stack).values, whole, rtol=1e-12)
     assert singular_values_batch(stack[0]).values.shape == (4,)
     assert singular_values_batch(np.zeros((0, 3, 2))).values.shape == (0, 2)

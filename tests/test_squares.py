@@ -62,7 +62,7 @@ def test_graded_and_clustered_values_keep_the_bounds(sent: Any) -> None:
 
 
 def test_rows_are_sent_tile_by_tile(sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckpt_tools.spectra.TILE_BYTES", 8 * 7 * 20)
+    monkeypatch.setattr("ckpt_tools.blocked.TILE_BYTES", 8 * 7 * 20)
     matrix = RNG.standard_normal((50, 20)).astype("f4")
     found = spectrum_of_rows(lambda: (matrix[:23], matrix[23:]), (50, 20), device="cpu")
     assert sent == [(20, 20)]
