@@ -1,6 +1,6 @@
 """Complexity control facilitates compositional generalization (arXiv 2501.08537), on the task of arXiv 2605.04396."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import mean
 from typing import Any
 
@@ -46,9 +46,9 @@ def norm(found: Found, run: str) -> float:
     return float(np.sqrt(sum(rank("frobenius_norm", matrix=name)[-1] ** 2 for name in names)))
 
 
-def points(found: Sequence[Found]) -> np.ndarray:
-    """Return complexity and accuracy out of distribution of all runs and seeds, [run x seed, 2]."""
-    return np.array([[value_rank(one, run), accuracy(run)(one)] for run in MAP for one in found])
+def points(found: Sequence[Found], runs: Collection[str] = tuple(MAP)) -> np.ndarray:
+    """Return complexity and accuracy out of distribution of these runs and seeds, [run x seed, 2]."""
+    return np.array([[value_rank(one, run), accuracy(run)(one)] for run in runs for one in found])
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
@@ -91,7 +91,7 @@ def phases(figure: Any, found: Sequence[Found]) -> None:
     left.grid(visible=False)
     left.set(xlabel="weight decay", ylabel="gamma", title="accuracy, pairs never shown")
     for run, (gamma, decay) in MAP.items():
-        xy = np.array([[value_rank(one, run), accuracy(run)(one)] for one in found])
+        xy = points(found, [run])
         marker, colour = "os^v"[GAMMAS.index(gamma)], f"C{DECAYS.index(decay)}"
         right.plot(xy[:, 0], xy[:, 1], marker, ms=4, color=colour)
     for i, gamma in enumerate(GAMMAS):
@@ -112,6 +112,10 @@ def rows(found: Sequence[Found]) -> list[list[Any]]:
 
 def correlations(found: Sequence[Found]) -> list[list[Any]]:
     groups = {"all runs": points(found)} | {f"seed {one.seed}": points([one]) for one in found}
+    for what, values in (("gamma", GAMMAS), ("decay", DECAYS)):
+        for value in values:
+            alike = [run for run, of_run in MAP.items() if of_run[what == "decay"] == value]
+            groups[f"{what} {value}"] = points(found, alike)
     return [[name, len(xy), rank_correlation(xy[:, 0], xy[:, 1])] for name, xy in groups.items()]
 
 
@@ -181,6 +185,7 @@ pairs. Complexity shows in the ranks of the weights, and goes with accuracy out 
 Trained pairs are learned with and without decay within 1000 steps. On the others the decayed model goes on improving
 for thousands of steps while the rank of W_V falls to half; without decay accuracy stays near .25 and the rank falls
 little. The map has four initializations, from large to small, and a decay between. Over it the rank correlation says
-whether low complexity goes with composing: a negative one says that it does.
+whether low complexity goes with composing: a negative one says that it does. It is also given along each line of the
+map, as decay and initialization need not act alike.
 """,
 )
