@@ -151,7 +151,7 @@ def top(product: Callable[[np.ndarray], np.ndarray], size: int) -> float:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    given = harness.parser(__doc__, rounds=15, width=96, layers=4, batch=64, seeds=5).parse_args()
+    given = harness.parser(__doc__, rounds=45, width=96, layers=4, batch=64, seeds=5).parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     packages = ("scipy", "pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")

@@ -43,8 +43,10 @@ def test_overhead(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     arguments = ["--units", "10", "--checkpoints", "4", "--width", "16", "--rounds", "1"]
     found, shown = measured(tmp_path, "overhead.py", *arguments)
+    floor = found["found"].pop("the function in two processes against one")
     seconds = {name: row["seconds"] for name, row in found["found"].items()}
-    assert set(seconds) == {"units", "one", "two", "joblib", "dask"} and min(seconds.values()) > 0
+    assert set(seconds) == {"units", "one", "two", "bare", "joblib", "dask"} and min(seconds.values()) > 0
+    assert floor == pytest.approx(seconds["joblib"] / seconds["bare"])
     goals = {goal["what"]: goal["measured"] for goal in found["goals"]}
     assert goals["the engine's time per unit"] == pytest.approx(1e3 * seconds["units"] / 10)
     assert goals["two processes against one"] == pytest.approx(seconds["two"] / seconds["one"])
