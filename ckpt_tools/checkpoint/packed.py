@@ -6,9 +6,10 @@ keeps of a trajectory.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,26 @@ _NONE = Record(0, 0, 0, 0, 0, 0)
 """Stands for no record: those there are say `every` which word they checked."""
 
 
-class Texts(Sequence[str]):
+T = TypeVar("T")
+
+
+class Lazy(Sequence[T]):
+    """A sequence of what `make` makes; a slice is a list."""
+
+    @abstractmethod
+    def make(self, at: int) -> T:
+        """Return the item at a place from 0 to the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        places = range(len(self))[index]
+        return [self.make(at) for at in places] if isinstance(places, range) else self.make(places)
+
+
+class Texts(Lazy[str]):
     """Texts in one piece of memory, all with the same `start` before them; what all begin with is kept once."""
 
     def __init__(self, texts: Sequence[str], start: str = "") -> None:
@@ -37,14 +57,8 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
+    def make(self, at: int) -> str:
+        """Return a text."""
         return self._start + self._data[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
 
 
@@ -55,7 +69,7 @@ def _common(texts: Sequence[str]) -> str:
     return low[: next(differ, len(low))]
 
 
-class Members(Sequence[tuple[int, Location]]):
+class Members(Lazy[tuple[int, Location]]):
     """The checkpoints of a series in one folder as (number, path)."""
 
     def __init__(self, folder: Location, series: Series) -> None:
@@ -70,14 +84,9 @@ class Members(Sequence[tuple[int, Location]]):
     def __len__(self) -> int:
         return len(self._series)
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[int, Location]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[tuple[int, Location]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._series.numbers[index], self._folder / self._series.names[index]
+    def make(self, at: int) -> tuple[int, Location]:
+        """Return number and path of a checkpoint."""
+        return self._series.numbers[at], self._folder / self._series.names[at]
 
 
 class Entry(NamedTuple):
@@ -95,7 +104,7 @@ class Entry(NamedTuple):
         return self.path
 
 
-class Entries(Sequence[Entry]):
+class Entries(Lazy[Entry]):
     """Where the checkpoints of a trajectory lie, by ascending step; `steps` are the numbers."""
 
     def __init__(
@@ -129,15 +138,10 @@ class Entries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self.steps)
 
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = self._places[index]
-        return Entry(int(self.steps[index]), Path(place) if isinstance(place, str) else place, self._record(index))
+    def make(self, at: int) -> Entry:
+        """Return where a checkpoint lies."""
+        place = self._places[at]
+        return Entry(int(self.steps[at]), Path(place) if isinstance(place, str) else place, self._record(at))
 
     def _record(self, index: int) -> Record | None:
         if self._records is None:

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..checkpoint.packed import Lazy
 from ..results import Record
 
 Array = np.ndarray[Any, Any]
@@ -20,7 +21,7 @@ _FRONT = struct.Struct("<qI")
 _LOADED = 1024
 
 
-class Records(Sequence[Record]):
+class Records(Lazy[Record]):
     """Finished units in the order of their steps: memory does not grow with the trajectory but for the numbers."""
 
     def __init__(self, load: Callable[[int], Record], steps: Array) -> None:
@@ -29,10 +30,9 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self._load(int(step)) for step in self._steps[index]]
-        return self._load(int(self._steps[index]))
+    def make(self, at: int) -> Record:
+        """Return the unit of a step."""
+        return self._load(int(self._steps[at]))
 
 
 class Column(Sequence[str]):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.packed import Lazy
 from .sighting import Digests, Held, Sighting
 
 Column = tuple[NDArray[np.intp], NDArray[Any]]
@@ -130,7 +131,7 @@ def _note(known: dict[int, Any], step: int, value: Any, usual: Any) -> None:
         known[step] = value
 
 
-class Rows(Sequence[Mapping[str, str]]):
+class Rows(Lazy[Mapping[str, str]]):
     """The digests of the checkpoints of a trajectory, by position in the order of their steps."""
 
     def __init__(self, seen: Seen) -> None:
@@ -139,14 +140,9 @@ class Rows(Sequence[Mapping[str, str]]):
     def __len__(self) -> int:
         return len(self._seen)
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, str]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Mapping[str, str]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        table, row, odd = self._seen.at(index)
+    def make(self, at: int) -> Mapping[str, str]:
+        """Return the digests of a checkpoint."""
+        table, row, odd = self._seen.at(at)
         return Digests(table.names, table.row(row)) if odd is None else odd
 
     def column(self, name: str) -> Column:
