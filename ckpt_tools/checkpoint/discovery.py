@@ -56,7 +56,7 @@ def discover(folder: Location, children: Mapping[str, bool], choice: str | None 
     for kind, series in ((folders, of_folders), (files, of_files)):
         chosen = _chosen(folder, series, choice)
         if chosen is not None:
-            return Found(_entries(folder, chosen), chosen.unit, kind.skipped(chosen))
+            return Found(Members(folder, chosen), chosen.unit, kind.skipped(chosen))
     if choice is not None:
         raise SourceError(f"{folder} holds no series of checkpoints of which {choice!r} could choose one.")
     return None
@@ -83,7 +83,7 @@ class _Folders:
 
     def skipped(self, chosen: Series) -> list[Skip]:
         """Return folders that are no steps, files named like steps, and weights that lie beside them."""
-        used, entries = set(chosen.names), _entries(self.folder, chosen)
+        used, entries = set(chosen.names), Members(self.folder, chosen)
         found = []
         for name in sorted(self.folders - used):
             if UNFINISHED.fullmatch(name):
@@ -118,7 +118,7 @@ class _Files(_Folders):
 
     def skipped(self, chosen: Series) -> list[Skip]:
         """Return the other files that may hold weights, and the folders."""
-        used, entries = set(chosen.names), _entries(self.folder, chosen)
+        used, entries = set(chosen.names), Members(self.folder, chosen)
         found: list[Skip] = []
         opened = 0
         found += [Skip(n, "a folder, where steps are files") for n in sorted(self.folders) if not n.startswith(".")]
@@ -193,7 +193,3 @@ def _span(series: Series) -> str:
     if len(series) == 1:
         return f"{series.unit} {first}"
     return f"{len(series)} checkpoints, {series.unit} {first} to {last}"
-
-
-def _entries(folder: Location, series: Series) -> Members:
-    return Members(folder, series)
